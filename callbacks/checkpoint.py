@@ -1,0 +1,46 @@
+"""`last.ckpt` at every epoch's end, whole or not at all.
+
+Lightning writes checkpoints through a temporary folder that may lie on another file system: a kill or a full disk in the
+middle then destroys the previous good file as well. Here the file is written beside its target, flushed and renamed.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from depthlab.problem import Problem
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside, syncs, renames."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.new")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+            beside.unlink(missing_ok=True)
+            raise Problem(f"{path}: the checkpoint could not be written ({error}); is the disk full?") from error
+
+
+def last_checkpoint(folder: Path) -> ModelCheckpoint:
+    """`<folder>/last.ckpt`, replaced at every epoch's end. (`save_last=True` would skip epochs without a new best.)"""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        monitor=None,
+        save_top_k=1,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )

@@ -1,0 +1,123 @@
+"""Collects what a finished run leaves behind: curves per epoch, times, and at the end the numbers of `result.json`.
+
+`metrics.csv` in the run's folder is brought up to date at every epoch's end; the curves travel in the checkpoint, so
+a resumed run has all of them.
+"""
+
+import csv
+import io
+import math
+import statistics
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from depthlab.records import write_atomically
+
+
+def number(key: str, metrics: dict[str, float]) -> float | None:
+    """A metric as JSON can hold it; errors lose the noise of fp32 (4 digits tell a million images apart)."""
+    x = metrics.get(key)
+    if x is None or not math.isfinite(x):
+        return None
+    return round(float(x), 4) if key.endswith("error") else float(x)
+
+
+class Record(Callback):
+    """Args:
+    folder: the run's folder, or None to keep everything in memory.
+    identity: stored in the checkpoint, so that a checkpoint of another run is recognised.
+    """
+
+    def __init__(self, folder: Path | None = None, identity: dict[str, Any] | None = None):
+        self.folder = folder
+        self.identity = identity
+        self.rows: list[dict[str, Any]] = []
+        self.started: str | None = None
+        self.final: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "started": self.started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.started = state_dict["rows"], state_dict["started"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["depthlab_identity"] = self.identity
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = self.started or datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began, self.images, self.evaluating = time.perf_counter(), 0, 0.0
+        self.evaluated = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: tuple, batch_idx: int
+    ) -> None:
+        self.images += len(batch[1])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.waited = self.now(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.evaluated = True
+            self.evaluating += self.now(pl_module) - self.waited
+
+    @staticmethod
+    def now(pl_module: LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = {
+            "epoch": trainer.current_epoch,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": self.now(pl_module) - self.began - self.evaluating,
+            "images": self.images * trainer.world_size,
+        }
+        metrics = {k: v for k, v in trainer.callback_metrics.items() if self.evaluated or not k.startswith("val/")}
+        row |= {key.replace("/", "_"): number(key, metrics) for key in metrics}
+        self.rows.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({"lr": row["lr"], "seconds_per_epoch": row["seconds"]}, step=trainer.global_step - 1)
+        if self.folder is not None and trainer.is_global_zero:
+            write_atomically(self.folder / "metrics.csv", self.csv())
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.final = dict(trainer.callback_metrics)
+
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns())
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def summary(self) -> dict[str, Any]:
+        """Curves, final numbers and times, as `result.json` holds them."""
+        seconds = [row["seconds"] for row in self.rows]
+        later = self.rows[1:] or self.rows
+        later_seconds = sum(row["seconds"] for row in later)
+        return {
+            "test_error": number("test/error", self.final),
+            "test_loss": number("test/loss", self.final),
+            "train_loss": number("train_clean/loss", self.final),
+            "train_error": number("train_clean/error", self.final),
+            "curves": {key: [row.get(key) for row in self.rows] for key in self.columns()},
+            "train_seconds": sum(seconds),
+            "first_epoch_seconds": seconds[0] if seconds else None,
+            "seconds_per_epoch": statistics.median(r["seconds"] for r in later) if later else None,
+            "images_per_second": sum(r["images"] for r in later) / later_seconds if later_seconds else None,
+            "started": self.started,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }

@@ -1,0 +1,229 @@
+"""From a composed configuration to checked values and built parts; every refusal is one line with key, value, way out.
+
+Names are checked by Hydra's struct mode (`explain` turns its complaints into one line), values by the pydantic model
+below, and what only the parts themselves can know by constructing them (networks on the meta device, which is free).
+"""
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from hydra.errors import HydraException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from depthlab.problem import Problem
+
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Limit = Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Part(BaseModel):
+    """A section whose further keys are the arguments of `_target_`, checked by building it."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
+
+
+class Arch(Part):
+    weight_decay: float = Field(ge=0)
+
+
+class Sched(Part):
+    epochs: Positive
+    clip: float | None = Field(gt=0)
+
+
+class Optim(Section):
+    name: str
+    optimizer: dict[str, Any]
+    weight_decay: float = Field(ge=0)
+    decay: Literal["kernels", "all"]
+    momentum_style: Literal["torch", "keras"]
+
+
+class Data(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
+    source: str
+    dir: str
+    classes: Positive
+    size: Positive | None
+    batch_size: Positive
+    eval_batch_size: Positive
+    val_size: Natural
+    drop_last: bool
+    mean: list[float] | None = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(min_length=3, max_length=3)
+    root: str | None = None
+
+
+class Trainer(Section):
+    accelerator: str
+    devices: Positive
+    num_nodes: Positive
+    strategy: str
+    precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+    sync_batchnorm: bool
+    deterministic: bool | Literal["warn"]
+    channels_last: bool | None
+    check_val_every_n_epoch: Positive
+    limit_train_batches: Limit
+    limit_val_batches: Limit
+    limit_test_batches: Limit
+
+
+class Logger(Section):
+    name: Literal["csv", "wandb", "tensorboard"]
+    project: str | None = None
+    mode: Literal["online", "offline"] | None = None
+
+
+class Launcher(Section):
+    jobs: Positive
+    grace: float = Field(ge=0)
+
+
+class Settings(Section):
+    arch: Arch
+    sched: Sched
+    augment: Part
+    optim: Optim
+    data: Data
+    trainer: Trainer
+    logger: Logger
+    launcher: Launcher
+    seed: Natural
+    budget: float = Field(gt=0)
+    runs_dir: str = Field(min_length=1)
+    data_dir: str = Field(min_length=1)
+    study: str | None
+    paper: dict[str, Any] | None
+
+
+# Sections whose keys besides these are constructor arguments.
+ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "augment": ("name",)}
+
+
+def build(config: dict[str, Any], section: str, **more: Any) -> Any:
+    """Instantiate `_target_` of a section.
+
+    Raises:
+        Problem: in the constructor's own words, or naming the argument that it does not know.
+    """
+    arguments = {k: v for k, v in config[section].items() if k not in ABOUT[section]}
+    try:
+        return instantiate(arguments, **more, _convert_="all")
+    except HydraException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise Problem(str(cause)) from cause
+        lines = str(cause).splitlines()
+        raise Problem(f"{section}={config[section].get('name')}: {lines[-1] if lines else cause}") from cause
+
+
+def closest(word: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there is: {', '.join(sorted(options))}"
+
+
+def explain(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf says of a command line or a configuration file."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={name}: there is no such {group}; {closest(name, list(error.options))}"
+    if match := re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__ or ''}"):
+        key = match[1]
+        parent = getattr(error, "parent_node", None) or getattr(error.__cause__, "parent_node", None)
+        siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
+        if siblings and "not in struct" in f"{text}{error.__cause__}":
+            return f"{key}: no such key; {closest(key.rpartition('.')[2], siblings)}"
+    first, *rest = [line.strip() for line in text.splitlines() if line.strip()]
+    return first + (f" ({rest[0]})" if rest else "")
+
+
+def value_problems(config: dict[str, Any]) -> list[str]:
+    try:
+        Settings.model_validate(config)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            path = [str(part) for part in e["loc"] if str(part) in str(config) and not str(part).startswith("function-")]
+            key = ".".join(path)
+            if e["type"] == "extra_forbidden":
+                parent = Settings if len(path) == 1 else Settings.model_fields[path[0]].annotation
+                lines.append(f"{key}: no such key; {closest(path[-1], list(parent.model_fields))}")
+            elif e["type"] == "missing":
+                lines.append(f"{'.'.join(map(str, e['loc']))}: this key is missing")
+            else:
+                lines.append(f"{key}={e['input']}: {e['msg'][0].lower()}{e['msg'][1:]}")
+        return list(dict.fromkeys(lines))
+    return []
+
+
+def problems(config: dict[str, Any]) -> list[str]:
+    """What is wrong with a resolved configuration, a line each; empty if it can run."""
+    if lines := value_problems(config):
+        return lines
+    for section in ("sched", "augment"):
+        try:
+            build(config, section)
+        except Problem as problem:
+            lines.append(str(problem))
+    devices = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
+    batch = config["data"]["batch_size"]
+    if batch % devices:
+        lines.append(
+            f"data.batch_size={batch} is the global batch and does not divide by the {devices} devices of "
+            f"trainer.devices; take a multiple of {devices}"
+        )
+    style, sched = config["optim"]["momentum_style"], config["sched"]
+    if style == "keras" and sched.get("lr_min") == 0:
+        lines.append("optim.momentum_style=keras divides by the learning rate: sched.lr_min must be > 0, got 0")
+    try:
+        network(config, device="meta")
+    except Problem as problem:
+        lines.append(str(problem))
+    return lines
+
+
+def network(config: dict[str, Any], device: str = "cpu") -> Any:
+    """The configured network, initialised on `device`."""
+    import torch
+
+    with torch.device(device):
+        return build(config, "arch", num_classes=config["data"]["classes"])
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Plain types, interpolations filled in, Hydra's own node left out.
+
+    Raises:
+        Problem: an interpolation leads nowhere or a `???` is left.
+    """
+    try:
+        ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        return OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise Problem(explain(error)) from error
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """`resolve`, and everything checked.
+
+    Raises:
+        Problem: with a line for each thing that is wrong.
+    """
+    config = resolve(cfg)
+    if lines := problems(config):
+        raise Problem("\n".join(lines))
+    return config

@@ -1,0 +1,6 @@
+"""Network families, one file each: plain `nn.Module`s that map (B, 3, H, W) to logits (B, K)."""
+
+from depthlab.architectures.plain11 import Plain11
+from depthlab.architectures.resnet import ResNet
+
+__all__ = ["Plain11", "ResNet"]

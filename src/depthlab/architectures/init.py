@@ -1,0 +1,27 @@
+"""Initialisers of kernels (convolutions and fully connected layers), by name. Biases start at 0, BatchNorm at (1, 0).
+
+glorot_uniform   U(+-sqrt(6 / (fan_in + fan_out)))   Keras' default, used by Barz & Denzler's code
+kaiming_normal   N(0, 2 / fan_out)                   He et al. 2015; the fully connected layer keeps torch's default
+"""
+
+from torch import nn
+
+INITIALISERS = ("glorot_uniform", "kaiming_normal")
+
+
+def initialise(net: nn.Module, name: str) -> None:
+    """Initialise every kernel of `net` in place.
+
+    Raises:
+        ValueError: `name` is not one of `INITIALISERS`.
+    """
+    if name not in INITIALISERS:
+        raise ValueError(f"arch.init must be one of {', '.join(INITIALISERS)}, got {name!r}")
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if name == "glorot_uniform":
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,169 @@
+"""The one LightningModule: mean cross-entropy, any architecture, any torch optimiser.
+
+Weight decay is an L2 term, (weight_decay / 2) ||w||^2, on
+    decay="kernels"   convolution and fully connected kernels but those in `net.no_weight_decay` (Barz & Denzler's code)
+    decay="all"       every parameter, biases and BatchNorm too (plain torch; Li et al.)
+Where the gradient's norm is clipped, the L2 term is part of what is clipped, as in Keras (SPEC: Barz & Denzler's code).
+`momentum_style="keras"` keeps v <- m v - lr g, the learning rate inside the buffer; torch keeps v <- m v + g. They differ
+only where the rate changes, so the one is the other with its buffer scaled by lr_before / lr_now.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def parameter_groups(net: nn.Module, weight_decay: float, decay: str = "kernels") -> list[dict]:
+    """Two groups of `net`'s parameters in their own order: with weight decay and without.
+
+    Raises:
+        ValueError: `decay` is neither "kernels" nor "all", or `weight_decay` is negative.
+    """
+    if decay not in ("kernels", "all"):
+        raise ValueError(f"optim.decay must be kernels or all, got {decay!r}")
+    if not weight_decay >= 0:
+        raise ValueError(f"optim.weight_decay must be >= 0, got {weight_decay}")
+    spared = getattr(net, "no_weight_decay", ())
+    groups: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for name, p in net.named_parameters():
+        decayed = decay == "all" or (p.ndim > 1 and name not in spared)
+        groups[0 if decayed else 1].append(p)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
+class Classifier(LightningModule):
+    """Trains `net` to classify: batches are (images (B, 3, H, W), labels (B,)).
+
+    Logs per epoch `train/loss`, `train/error`, `val/loss`, `val/error`, and in a test `test/...` (first loader) and
+    `train_clean/...` (second: the training images without augmentation). Errors are percent.
+
+    Args:
+        net: (B, 3, H, W) -> logits (B, K).
+        optimizer: takes parameter groups, e.g. `partial(torch.optim.SGD, lr=0.1, momentum=0.9)`.
+        weight_decay, decay, momentum_style: see the top of this file.
+        channels_last: memory format of the network; changes speed, not the mathematics.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[Iterable[dict]], torch.optim.Optimizer] = SGD,
+        weight_decay: float = 0.0,
+        decay: str = "kernels",
+        momentum_style: str = "torch",
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        if momentum_style not in ("torch", "keras"):
+            raise ValueError(f"optim.momentum_style must be torch or keras, got {momentum_style!r}")
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.make_optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.decay = decay
+        self.momentum_style = momentum_style
+        self.evaluations = nn.ModuleDict(
+            {
+                split: nn.ModuleDict({key: MeanMetric(nan_strategy="disable") for key in ("loss", "error")})
+                for split in ("val", "test", "train_clean")
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    # ---- training: sums stay on the device and are read once per epoch; self.log per step costs more than a small net
+
+    def on_train_epoch_start(self) -> None:
+        self.sums = torch.zeros(3, device=self.device, dtype=torch.float64 if self.device.type == "cpu" else None)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        logits = self.net(x)
+        loss = F.cross_entropy(logits, y)
+        with torch.no_grad():
+            wrong = (logits.argmax(1) != y).sum()
+            self.sums += torch.stack([loss.detach() * len(y), wrong, torch.full_like(wrong, len(y))])
+        return loss
+
+    def running(self) -> tuple[float, float]:
+        """(mean loss, error in percent) of the epoch so far on this process; waits for the device."""
+        loss, wrong, n = self.sums.tolist()
+        return loss / max(n, 1), 100 * wrong / max(n, 1)
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            loss, wrong, n = self.trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
+            metrics = {"train/loss": loss / n, "train/error": 100 * wrong / n}
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    # ---- evaluation: exact over any number of devices
+
+    def evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        x, y = batch
+        logits = self.net(x)
+        self.evaluations[split]["loss"].update(F.cross_entropy(logits, y, reduction="none"))
+        self.evaluations[split]["error"].update(100.0 * (logits.argmax(1) != y))
+
+    def log_evaluation(self, split: str) -> None:
+        for key, metric in self.evaluations[split].items():
+            if metric.update_called:
+                self.log(f"{split}/{key}", metric.compute(), add_dataloader_idx=False)
+                metric.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_evaluation("val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # the final number is fp32's, whatever trained the net
+            self.evaluate(("test", "train_clean")[dataloader_idx], batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_evaluation("test")
+        self.log_evaluation("train_clean")
+
+    # ---- optimisation
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = parameter_groups(self.net, self.weight_decay, self.decay)
+        if self.trainer.gradient_clip_val is not None:  # the L2 term is added, then clipped: see below
+            groups = [{"params": g["params"], "l2": g["weight_decay"]} for g in groups]
+        return self.make_optimizer(groups)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val is not None:
+            for group in optimizer.param_groups:
+                if group.get("l2"):
+                    params = [p for p in group["params"] if p.grad is not None]
+                    torch._foreach_add_([p.grad for p in params], [p.detach() for p in params], alpha=group["l2"])
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(self.net.parameters(), gradient_clip_val)
+            else:  # not self.clip_gradients(): Lightning refuses fused optimisers under mixed precision
+                nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+        if self.momentum_style == "keras":
+            rescale_momentum(optimizer)
+
+
+def rescale_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Scale torch's momentum buffers by lr_before / lr_now, so that the next step is Keras' v <- m v - lr g."""
+    for group in optimizer.param_groups:
+        before = group.get("lr_before", group["lr"])  # lives in the group: saved and restored with the optimiser
+        if before != group["lr"]:
+            buffers = [optimizer.state[p]["momentum_buffer"] for p in group["params"] if optimizer.state[p]]
+            if buffers:
+                torch._foreach_mul_(buffers, before / group["lr"])
+        group["lr_before"] = group["lr"]

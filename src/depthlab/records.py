@@ -1,0 +1,118 @@
+"""What a finished run leaves behind, and what makes two runs the same run.
+
+`result.json` in the run's folder is written last, beside and renamed: its existence means *done*. Its fields are listed
+in the README ("How results are recorded").
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+SECTIONS = ("arch", "sched", "augment", "optim", "data", "trainer")
+# Keys that only place or watch a run. Everything else changes the numbers and belongs to its identity.
+NOT_IDENTITY = {
+    "_target_": "a name of ours; `name` stands for it",
+    "budget": "stands at the top",
+    "dir": "where the arrays lie",
+    "root": "where the image folder lies",
+    "eval_batch_size": "evaluation is exact at any size",
+    "accelerator": "a place",
+    "strategy": "a place",
+    "num_nodes": "counted in devices",
+    "channels_last": "changes rounding only",
+    "check_val_every_n_epoch": "watches",
+}
+
+
+def identity_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that changes a run's numbers."""
+    identity: dict[str, Any] = {
+        section: {k: v for k, v in config[section].items() if k not in NOT_IDENTITY} for section in SECTIONS
+    }
+    optimizer = config["optim"]["optimizer"]
+    identity["optim"]["optimizer"] = {k: v for k, v in optimizer.items() if k not in ("fused", "_partial_")}
+    trainer = identity["trainer"]
+    trainer["devices"] *= config["trainer"].get("num_nodes", 1)
+    if trainer["devices"] == 1:  # BatchNorm sees each device's share: more than one device changes the numbers
+        del trainer["sync_batchnorm"]
+    identity["trainer"] = {k: v for k, v in trainer.items() if v is not None}
+    return identity | {"seed": config["seed"], "budget": float(config["budget"])}
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """`<arch>-<sched>-<data>-s<seed>-<8 hex of the identity>`, the name of the run's folder."""
+    identity = identity_of(config)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join([*(config[k]["name"] for k in ("arch", "sched", "data")), f"s{config['seed']}", digest])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside and rename: a reader sees the whole file or the old one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy", "depthlab")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:  # importlib.metadata.PackageNotFoundError: used from a copy, not installed
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """{"commit", "dirty"} of the source tree, None outside of git."""
+
+    def git(*args: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware(device: Any = "cpu") -> str:
+    """The name of the processor or GPU behind a torch device."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({os.cpu_count()} cores)"
+
+
+def training_flops(net: Any, size: int) -> int:
+    """Floating-point operations to train `net` on one image: 3 x forward, 2 per multiply-add.
+
+    `net` may lie on the meta device, where counting costs nothing.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = net.training
+    net.eval()
+    p = next(net.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.empty(1, 3, size, size, device=p.device, dtype=p.dtype))
+    net.train(was_training)
+    return 3 * counter.get_total_flops()

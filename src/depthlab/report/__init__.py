@@ -1,0 +1,12 @@
+"""Finished runs beside published numbers: tables, figures and where every number comes from.
+
+`experiments` knows what an experiment file asks for, `read` finds the records, `tables` sorts them into cells,
+`figures` draws, `page` writes. A further paper is a further YAML file under `conf/experiment/`; no code knows a paper.
+"""
+
+from depthlab.report.experiments import Experiment, load_experiment
+from depthlab.report.page import write_report
+from depthlab.report.read import read_records
+from depthlab.report.tables import tabulate
+
+__all__ = ["Experiment", "load_experiment", "read_records", "tabulate", "write_report"]

@@ -1,0 +1,125 @@
+"""Figures as PNG bytes: training curves of a table's runs, and learning rates over epochs.
+
+The same input gives the same bytes.
+"""
+
+import io
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+from depthlab.report.experiments import Experiment
+from depthlab.report.tables import Block, Row
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
+SAMPLES = 20  # learning rates drawn per epoch; 500 steps / 20 = 25 divides every CLR peak
+
+
+def curves(experiment: Experiment, block: Block) -> bytes | None:
+    """One column of panels per value of the first axis, one colour per cell in it: mean over seeds and a band of ± std.
+
+    Above the error on held-out images, below the training loss (logarithmic). Diverged runs are counted, not drawn.
+    None if no run has finished.
+    """
+    rows = [row for row in block.rows if row.records]
+    comparable = block.own_data and block.budget == 1  # with the paper's final numbers
+    if not any(row.finished for row in rows):
+        return None
+    first, *rest = experiment.axes or {"": None}
+    panels: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        panels[row.cell.get(first)].append(row)
+    names = list(dict.fromkeys(_rest(row, rest) for row in block.rows))
+    figure = _figure(max(5.2, 4.6 * len(panels)), 6.4)
+    axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
+    for column, (value, members) in enumerate(panels.items()):
+        top, bottom = axes[:, column]
+        top.set_title(experiment.label(value) if value is not None else experiment.title)
+        for row in members:
+            colour = COLOURS[names.index(_rest(row, rest)) % len(COLOURS)]
+            count = f"{len(row.finished)}" + (f", {len(row.diverged)} diverged" if row.diverged else "")
+            name = " ".join(experiment.label(row.cell[axis]) for axis in rest) or experiment.name_of(row.cell)
+            _band(top, row, "val_error", colour, f"{name} ({count})")
+            _band(bottom, row, "train_loss", colour, None)
+            paper = experiment.published(row.cell)
+            if comparable and {experiment.metric, "epochs"} <= paper.keys():
+                point = paper["epochs"], paper[experiment.metric]
+                top.plot(*point, "D", ms=5, mfc="white", mec=colour, mew=1.4, zorder=5)
+        top.legend(fontsize=8, frameon=False, title="runs (n): mean, band ± std", title_fontsize=8)
+        bottom.set_xlabel("epoch")
+        bottom.set_yscale("log")
+        for ticks in (bottom.yaxis.set_major_formatter, bottom.yaxis.set_minor_formatter):
+            ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.2, not 2 x 10^-1
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (top, bottom):
+            axis.grid(alpha=0.25, lw=0.6)
+            axis.set_xlim(left=0)
+    sets = {"test": "test", "val": "validation"}
+    measured = {sets.get(r.get("evaluated_on"), "held-out") for row in rows for r in row.finished}
+    axes[0, 0].set_ylabel(f"{' / '.join(sorted(measured))} error (%)")
+    axes[1, 0].set_ylabel("training loss (running mean)")
+    note = "    ◇ the paper's final error" if comparable and experiment.paper.get("published") else ""
+    figure.suptitle(f"{block.data or experiment.id}, budget {block.budget:g}, {block.precision}{note}", fontsize=10)
+    return _png(figure)
+
+
+def schedules(experiment: Experiment, rates: dict[str, tuple[Callable[[int], float], int]]) -> bytes:
+    """Learning rate over epochs, a panel per schedule.
+
+    Args:
+        rates: name -> (lr(t) with t the 0-based optimiser step, epochs), at `paper.steps_per_epoch` steps per epoch.
+    """
+    steps = experiment.paper["steps_per_epoch"]
+    figure = _figure(7.2, 1.9 * len(rates) + 0.7)
+    axes = figure.subplots(len(rates), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axis, colour, (name, (lr, epochs)) in zip(axes, COLOURS * len(rates), rates.items(), strict=False):
+        every = max(1, steps // SAMPLES)
+        ts = range(0, epochs * steps, every)
+        x, y = [t / steps for t in ts] + [epochs], [lr(t) for t in ts]
+        axis.stairs(y, x, baseline=None, color=colour, lw=1.5)  # a rate holds until the next step
+        axis.fill_between(x[:-1], y, step="post", color=colour, alpha=0.12, lw=0)
+        axis.axvline(epochs, color="0.6", lw=0.8, ls=":")
+        axis.set_title(f"{experiment.label(name)}, {epochs} epochs", fontsize=10, loc="left")
+        axis.set_ylabel("learning rate")
+        axis.grid(alpha=0.25, lw=0.6)
+        axis.set_ylim(bottom=0)
+    axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlim(0, max(epochs for _, epochs in rates.values()) * 1.01)
+    return _png(figure)
+
+
+def _rest(row: Row, axes: list[str]) -> tuple:
+    return tuple(row.cell[axis] for axis in axes)
+
+
+def _band(axis: Any, row: Row, key: str, colour: str, label: str | None) -> None:
+    """Mean over seeds at each epoch where the quantity was measured; x = epochs completed."""
+    at: dict[int, list[float]] = defaultdict(list)
+    for record in row.finished:
+        for epoch, value in zip(record["curves"].get("epoch") or [], record["curves"].get(key) or [], strict=False):
+            if value is not None:
+                at[epoch + 1].append(value)
+    x = sorted(at)
+    mean = [fmean(at[e]) for e in x]
+    std = [stdev(at[e]) if len(at[e]) > 1 else 0.0 for e in x]
+    low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
+    axis.plot(x, mean, color=colour, lw=1.5, label=label, marker="o" if len(x) < 12 else None, ms=3)
+    axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of its own, without pyplot: nothing global, no display needed. Sizes in inches."""
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # matplotlib would write its version
+    return buffer.getvalue()

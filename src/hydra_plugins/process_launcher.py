@@ -1,0 +1,253 @@
+"""Hydra launcher: every job of a sweep is an operating-system process of its own, started without -m.
+
+So DDP's child processes repeat a single run and not the sweep, a crash costs one job, and device memory, W&B runs and
+global flags cannot leak from one job into the next. All jobs are checked before the first one starts; finished ones
+are skipped; at the end stands a table, and the exit code is not 0 if a job failed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+BUSY = 75
+TAIL = 12  # lines of a failed job's log that are repeated at the end
+# What a parent (DDP, torchrun, Slurm's job step) leaves in the environment and a fresh job must not inherit.
+FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GLOBAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+
+
+@dataclass
+class Job:
+    """One run of the sweep."""
+
+    number: int
+    overrides: list[str]
+    name: str
+    folder: Path
+    devices: int
+    state: str = "waiting"  # skipped, running, done, failed
+    seconds: float = 0.0
+    process: subprocess.Popen | None = None
+    slots: list[int] = field(default_factory=list)
+    shown: int = 0  # bytes of the log already shown
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "console.log"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    def tail(self) -> str:
+        if not self.log.exists():
+            return "(no output)"
+        text = self.log.read_text(errors="replace").replace("\r", "\n")
+        return "\n".join([line for line in text.splitlines() if line.strip()][-TAIL:])
+
+
+def command(overrides: Sequence[str]) -> list[str]:
+    return [sys.executable, os.path.abspath(sys.argv[0]), *overrides, "hydra.mode=RUN"]
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in FOREIGN} | more
+
+
+def run_job(overrides: Sequence[str]) -> int:
+    """One job in a process of its own, for launchers that are not this one (submitit, joblib, basic)."""
+    return subprocess.run(command(overrides), env=clean_environment(), check=False).returncode
+
+
+def die_with_parent() -> None:
+    """In the child, before it becomes the job: if the sweep is killed outright, its jobs go too (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class ProcessLauncher(Launcher):
+    """Runs `launcher.jobs` jobs side by side; on GPUs each gets `trainer.devices` of its own, or shares one."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        jobs = self.checked_jobs(job_overrides)
+        waiting = [job for job in jobs if job.state == "waiting"]
+        print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done before, {len(waiting)} to run", flush=True)
+        failed = True
+        try:
+            self.work(waiting, total=len(jobs))
+            failed = any(job.state != "done" and job.state != "skipped" for job in jobs)
+        finally:
+            print(table(jobs), flush=True)
+        if failed:
+            sys.exit(1)
+        return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=0) for job in jobs]
+
+    def checked_jobs(self, job_overrides: Sequence[Sequence[str]]) -> list[Job]:
+        """Compose and check every job before the first starts.
+
+        Raises:
+            Problem: with a line for each job that cannot run.
+        """
+        from configuration import problems, resolve
+        from depthlab.problem import Problem
+        from depthlab.records import run_name
+
+        jobs: dict[str, Job] = {}
+        complaints: dict[str, str] = {}
+        for overrides in map(list, job_overrides):
+            config = resolve(self.hydra_context.config_loader.load_sweep_config(self.config, overrides))
+            for line in problems(config):
+                complaints.setdefault(line, " ".join(overrides))
+            if complaints:
+                continue
+            name = run_name(config)
+            folder = Path(config["runs_dir"]) / name
+            devices = config["trainer"]["devices"]
+            job = jobs.setdefault(name, Job(len(jobs) + 1, overrides, name, folder, devices))
+            job.state = "skipped" if job.finished else "waiting"
+        if complaints:
+            raise Problem("\n".join(f"{line}  [in the job {where}]" for line, where in complaints.items()))
+        return list(jobs.values())
+
+    def work(self, waiting: list[Job], total: int) -> None:
+        """Keep up to `launcher.jobs` processes going until all have ended. No threads: jobs die with this one."""
+        at_once, grace = self.config.launcher.jobs, self.config.launcher.grace
+        gpus = visible_gpus()
+        load = dict.fromkeys(gpus, 0)  # jobs on each
+        running: list[Job] = []
+        stop = StopSignal()
+        todo = list(waiting)
+        while (todo and not stop.received) or running:
+            while todo and len(running) < at_once and not stop.received:
+                job = todo.pop(0)
+                job.slots = sorted(load, key=load.__getitem__)[: job.devices]
+                for gpu in job.slots:
+                    load[gpu] += 1
+                self.start(job, total, at_once)
+                running.append(job)
+            for job in list(running):
+                if at_once == 1:
+                    show(job)
+                if job.process.poll() is not None:
+                    running.remove(job)
+                    for gpu in job.slots:
+                        load[gpu] -= 1
+                    self.end(job, total)
+            if stop.received and running:
+                end_all(running, grace)
+            time.sleep(0.1)
+        if stop.received:
+            raise SystemExit(128 + stop.received)
+
+    def start(self, job: Job, total: int, at_once: int) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        more = {"DEPTHLAB_JOB": f"{job.number}/{total}", "PYTHONUNBUFFERED": "1"}
+        if at_once == 1 and sys.stdout.isatty():
+            more["DEPTHLAB_TERMINAL"] = "1"
+        if job.slots:
+            more["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.slots))
+        elif at_once > 1:
+            more.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+        print(f"[{job.number}/{total}] {job.name}: started, log in {job.log}", flush=True)
+        job.seconds = -time.monotonic()
+        job.state = "running"
+        with job.log.open("ab") as log:
+            job.shown = log.tell()
+            job.process = subprocess.Popen(
+                command(job.overrides),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(**more),
+                start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
+                preexec_fn=die_with_parent,
+            )
+
+    def end(self, job: Job, total: int) -> None:
+        job.seconds += time.monotonic()
+        # the record, not the exit code, says done: a run stopped by SIGTERM may exit with 0
+        job.state = "done" if job.finished else "busy" if job.process.returncode == BUSY else "failed"
+        print(f"[{job.number}/{total}] {job.name}: {job.state} after {job.seconds:.0f} s", flush=True)
+        if job.state == "failed":
+            print(f"exit code {job.process.returncode}; last lines:\n{indented(job.tail())}", flush=True)
+
+
+class StopSignal:
+    """Remembers SIGINT or SIGTERM instead of dying of it."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.received = number
+
+
+def end_all(running: list[Job], grace: float) -> None:
+    """SIGTERM to each job (its rank 0, which takes the others along), SIGKILL to what is left of it after `grace` s."""
+    print(f"stopping {len(running)} job(s); the same command goes on where they stop", flush=True)
+    for job in running:
+        job.process.terminate()
+    deadline = time.monotonic() + grace
+    while any(job.process.poll() is None for job in running) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for job in running:
+        try:
+            os.killpg(job.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        job.process.wait()
+
+
+def show(job: Job, out: BinaryIO | None = None) -> None:
+    """Pass on what the job has written to its log since the last look."""
+    with job.log.open("rb") as log:
+        log.seek(job.shown)
+        news = log.read()
+    job.shown += len(news)
+    out = out or sys.stdout.buffer
+    out.write(news)
+    out.flush()
+
+
+def visible_gpus() -> list[int]:
+    import torch
+
+    if listed := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return [int(k) for k in listed.split(",") if k.strip().isdigit()]
+    return list(range(torch.cuda.device_count()))
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def table(jobs: list[Job]) -> str:
+    width = max(len(job.name) for job in jobs)
+    lines = [f"{'job':>5}  {'run':{width}}  {'state':8}  seconds"]
+    for job in jobs:
+        took = f"{job.seconds:8.0f}" if job.seconds > 0 else ""
+        lines.append(f"{job.number:>5}  {job.name:{width}}  {job.state:8}  {took}".rstrip())
+    counts = {state: sum(job.state == state for job in jobs) for state in dict.fromkeys(job.state for job in jobs)}
+    lines.append(", ".join(f"{n} {state}" for state, n in counts.items()))
+    for job in jobs:
+        if job.state == "failed":
+            lines.append(f"\n{job.name} failed, {job.log}:\n{indented(job.tail())}")
+    return "\n".join(lines)
