@@ -1,5 +1,6 @@
 """Lightning callbacks, thin: each says *when* a function of `depthlab` is called."""
 
-from callbacks.schedule import CLR, SGD, SGDR, Constant, OneCycle, Schedule, Step
+from callbacks.grow_depth import GrowDepth
+from callbacks.schedule import CLR, SGD, SGDR, Constant, MultilevelCosine, OneCycle, Schedule, Step
 
-__all__ = ["CLR", "SGD", "SGDR", "Constant", "OneCycle", "Schedule", "Step"]
+__all__ = ["CLR", "SGD", "SGDR", "Constant", "GrowDepth", "MultilevelCosine", "OneCycle", "Schedule", "Step"]

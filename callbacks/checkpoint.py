@@ -1,7 +1,7 @@
 """`last.ckpt` at every epoch's end, whole or not at all.
 
-Lightning writes checkpoints through a temporary folder that may lie on another file system: a kill or a full disk in the
-middle then destroys the previous good file as well. Here the file is written beside its target, flushed and renamed.
+Lightning writes checkpoints through a temporary folder that may lie on another file system: a kill or a full disk in
+the middle then destroys the previous good file as well. Here it is written beside its target, flushed and renamed.
 """
 
 import os
@@ -44,3 +44,24 @@ def last_checkpoint(folder: Path) -> ModelCheckpoint:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+
+
+def resume_point(folder: Path, identity: dict[str, Any]) -> Path | None:
+    """`<folder>/last.ckpt`, if there is one.
+
+    Raises:
+        Problem: it cannot be read, or another run wrote it.
+    """
+    path = folder / "last.ckpt"
+    if not path.exists():
+        return None
+    way_out = "delete it to start this run afresh"
+    try:
+        written_by = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["depthlab_identity"] or {}
+    except Exception as error:
+        raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__}); {way_out}") from error
+    if written_by != identity:
+        other = {key: written_by.get(key) for key in identity if identity[key] != written_by.get(key)}
+        ours = {key: identity[key] for key in other}
+        raise Problem(f"{path}: written by another run ({other} there, {ours} here); {way_out}")
+    return path

@@ -4,6 +4,8 @@ The check costs no read-back: step and value of the last finite loss stay on the
 `every_n_steps` steps, on all ranks alike (a rank whose loss went bad spoils the others' weights within a step).
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -47,3 +49,12 @@ class Divergence(Callback):
         self.step = self.first_step + int(steps)
         self.last_finite_loss = loss if steps > 0 else None
         trainer.should_stop = True
+
+    def summary(self) -> dict[str, Any]:
+        """As `result.json` holds it."""
+        return {
+            "diverged": self.step is not None,
+            "diverged_step": self.step,
+            "last_finite_loss": self.last_finite_loss,
+            "ended": "completed" if self.step is None else "diverged",
+        }

@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+BAR = "{{desc}} {{percentage:3.0f}}%|{{bar:12}}| {} [{{elapsed}}<{{remaining}}]"
+
 
 class RunProgress(ProgressBar):
     """Args:
@@ -45,7 +47,7 @@ class RunProgress(ProgressBar):
             dynamic_ncols=True,
             mininterval=float("inf"),  # we say when
             disable=not self.enabled,
-            bar_format="{desc} {percentage:3.0f}%|{bar:12}| {postfix} [{elapsed}<{remaining}]",
+            bar_format=BAR.format(""),
         )
         self.redrawn = time.monotonic()
         self.images = 0
@@ -69,11 +71,13 @@ class RunProgress(ProgressBar):
 
     def redraw(self, trainer: Trainer, pl_module: LightningModule, rate: float) -> None:
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        if depth := getattr(getattr(pl_module, "net", None), "depth", None):
+            parts.append(f"depth {depth}")
         if hasattr(pl_module, "running"):
             loss, error = pl_module.running()
             parts.append(f"loss {loss:.3f} error {error:.1f}%")
         parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2g} {rate:.0f} img/s")
-        self.bar.set_postfix_str(" ".join(parts), refresh=False)
+        self.bar.bar_format = BAR.format(" ".join(parts))
         self.bar.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

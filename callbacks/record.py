@@ -7,6 +7,7 @@ a resumed run has all of them.
 import csv
 import io
 import math
+import os
 import statistics
 import time
 from datetime import datetime, timezone
@@ -39,6 +40,10 @@ class Record(Callback):
         self.rows: list[dict[str, Any]] = []
         self.started: str | None = None
         self.final: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "started": self.started}
@@ -86,7 +91,7 @@ class Record(Callback):
         row |= {key.replace("/", "_"): number(key, metrics) for key in metrics}
         self.rows.append(row)
         for logger in trainer.loggers:
-            logger.log_metrics({"lr": row["lr"], "seconds_per_epoch": row["seconds"]}, step=trainer.global_step - 1)
+            logger.log_metrics({"seconds_per_epoch": row["seconds"]}, step=trainer.global_step - 1)
         if self.folder is not None and trainer.is_global_zero:
             write_atomically(self.folder / "metrics.csv", self.csv())
 
@@ -103,12 +108,20 @@ class Record(Callback):
         writer.writerows(self.rows)
         return text.getvalue()
 
-    def summary(self) -> dict[str, Any]:
-        """Curves, final numbers and times, as `result.json` holds them."""
+    def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Final numbers, curves and times, as `result.json` holds them."""
         seconds = [row["seconds"] for row in self.rows]
         later = self.rows[1:] or self.rows
         later_seconds = sum(row["seconds"] for row in later)
         return {
+            "precision": trainer.precision,
+            "device": pl_module.device.type,
+            "devices": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "side_by_side": int(os.environ.get("DEPTHLAB_SIDE_BY_SIDE", 1)),  # runs sharing the machine: mind its times
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "epochs": len(self.rows),
+            "steps": trainer.global_step,
             "test_error": number("test/error", self.final),
             "test_loss": number("test/loss", self.final),
             "train_loss": number("train_clean/loss", self.final),

@@ -10,6 +10,8 @@ To add one: a class with `lr(t, steps_per_epoch)`, and a YAML file in conf/sched
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import gcd
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -28,7 +30,7 @@ def check_rates(lr_min: float, lr_max: float) -> None:
 
 def check_milestones(milestones: Sequence[int], epochs: int, after: int = 0) -> None:
     points = [after, *milestones, epochs]
-    rising = all(a < b for a, b in zip(points, points[1:]))
+    rising = all(a < b for a, b in pairwise(points))
     check(rising, "milestones", f"rising epochs between {after} and sched.epochs = {epochs}", list(milestones))
 
 
@@ -53,7 +55,8 @@ class Schedule(Callback):
 
     def run_lr(self, t: int, steps_per_epoch: int) -> float:
         """The rate used by step `t` (0-based) of the budgeted run."""
-        return self.lr(t * self.epochs, steps_per_epoch * self.run_epochs)
+        common = gcd(self.epochs, self.run_epochs)  # the whole recipe: t as it is
+        return self.lr(t * (self.epochs // common), steps_per_epoch * (self.run_epochs // common))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not trainer.num_training_batches at each step: a resumed or limited run must agree with the whole one
@@ -64,6 +67,9 @@ class Schedule(Callback):
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
+        if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:
+            for logger in trainer.loggers:
+                logger.log_metrics({"lr": lr}, step=trainer.global_step)
 
 
 class Constant(Schedule):
@@ -82,7 +88,11 @@ class Step(Schedule):
     """`lr` times `gamma` after each milestone (epochs): the usual baseline."""
 
     def __init__(
-        self, epochs: int = 200, lr: float = 0.1, milestones: Sequence[int] = (100, 150), gamma: float = 0.1,
+        self,
+        epochs: int = 200,
+        lr: float = 0.1,
+        milestones: Sequence[int] = (100, 150),
+        gamma: float = 0.1,
         budget: float = 1.0,
     ):
         super().__init__(epochs, budget)
@@ -99,8 +109,14 @@ class SGD(Schedule):
     """He et al.'s hand-made steps: warm-up, then `lr`, times `gamma` after each milestone (Barz & Denzler's "SGD")."""
 
     def __init__(
-        self, epochs: int = 164, lr: float = 0.1, lr_warmup: float = 0.01, warmup: int = 1,
-        milestones: Sequence[int] = (80, 120), gamma: float = 0.1, budget: float = 1.0,
+        self,
+        epochs: int = 164,
+        lr: float = 0.1,
+        lr_warmup: float = 0.01,
+        warmup: int = 1,
+        milestones: Sequence[int] = (80, 120),
+        gamma: float = 0.1,
+        budget: float = 1.0,
     ):
         super().__init__(epochs, budget)
         check(lr > 0, "lr", "> 0", lr)
@@ -109,7 +125,11 @@ class SGD(Schedule):
         check(0 < gamma <= 1, "gamma", "in (0, 1]", gamma)
         check_milestones(milestones, epochs, after=warmup)
         self.options = {
-            "lr": lr, "lr_warmup": lr_warmup, "warmup": warmup, "milestones": tuple(milestones), "gamma": gamma
+            "lr": lr,
+            "lr_warmup": lr_warmup,
+            "warmup": warmup,
+            "milestones": tuple(milestones),
+            "gamma": gamma,
         }
 
     def lr(self, t: int, steps_per_epoch: int) -> float:
@@ -120,7 +140,12 @@ class CLR(Schedule):
     """Cyclical learning rates with a global decay by `delta` (Barz & Denzler 2018, eq. 1 and 2)."""
 
     def __init__(
-        self, epochs: int = 160, half_cycle: int = 10, lr_min: float = 1e-5, lr_max: float = 0.1, delta: float = 10.0,
+        self,
+        epochs: int = 160,
+        half_cycle: int = 10,
+        lr_min: float = 1e-5,
+        lr_max: float = 0.1,
+        delta: float = 10.0,
         budget: float = 1.0,
     ):
         super().__init__(epochs, budget)
@@ -137,8 +162,15 @@ class SGDR(Schedule):
     """Warm restarts with half a cosine per cycle (Barz & Denzler 2018, eq. 3 and 4)."""
 
     def __init__(
-        self, epochs: int = 180, cycle: int = 12, factor: int = 2, lr_min: float = 1e-6, lr_max: float = 0.1,
-        formula: str = "paper", granularity: str = "epoch", budget: float = 1.0,
+        self,
+        epochs: int = 180,
+        cycle: int = 12,
+        factor: int = 2,
+        lr_min: float = 1e-6,
+        lr_max: float = 0.1,
+        formula: str = "paper",
+        granularity: str = "epoch",
+        budget: float = 1.0,
     ):
         super().__init__(epochs, budget)
         check_rates(lr_min, lr_max)
@@ -147,7 +179,11 @@ class SGDR(Schedule):
         check(formula in ("paper", "authors"), "formula", "paper or authors", formula)
         check(granularity in ("epoch", "step"), "granularity", "epoch or step", granularity)
         self.options = {
-            "cycle": cycle, "factor": factor, "lr_min": lr_min, "lr_max": lr_max, "formula": formula,
+            "cycle": cycle,
+            "factor": factor,
+            "lr_min": lr_min,
+            "lr_max": lr_max,
+            "formula": formula,
             "granularity": granularity,
         }
 
@@ -159,7 +195,12 @@ class OneCycle(Schedule):
     """One cosine up and one down over the whole run (Smith & Topin 2019)."""
 
     def __init__(
-        self, epochs: int = 160, lr_max: float = 0.1, warmup: float = 0.3, div: float = 25.0, final_div: float = 1e4,
+        self,
+        epochs: int = 160,
+        lr_max: float = 0.1,
+        warmup: float = 0.3,
+        div: float = 25.0,
+        final_div: float = 1e4,
         budget: float = 1.0,
     ):
         super().__init__(epochs, budget)
@@ -171,3 +212,39 @@ class OneCycle(Schedule):
 
     def lr(self, t: int, steps_per_epoch: int) -> float:
         return schedules.one_cycle(t, steps_per_epoch, epochs=self.epochs, **self.options)
+
+
+class MultilevelCosine(Schedule):
+    """Cosine cycles that restart at the epochs `at`, where a network may grow (Chang et al. 2018, eq. 9).
+
+    Under a budget the restarts fall on whole epochs, the very ones at which `GrowDepth(at, epochs, budget)` grows; a cycle
+    shorter than half an epoch is left out.
+
+    Args:
+        reset: False for one cosine over all epochs (their Fig. 10).
+    """
+
+    def __init__(
+        self,
+        epochs: int = 160,
+        at: Sequence[int] = (60, 110),
+        lr_min: float = 0.001,
+        lr_max: float = 0.5,
+        reset: bool = True,
+        budget: float = 1.0,
+    ):
+        super().__init__(epochs, budget)
+        check_rates(lr_min, lr_max)
+        points = [0, *at, epochs]
+        rising = all(isinstance(b, int) and a < b for a, b in zip(points, points[1:]))
+        check(rising, "at", f"rising epochs between 0 and sched.epochs = {epochs}", list(at))
+        check(isinstance(reset, bool), "reset", "true or false", reset)
+        self.at = tuple(at)
+        self.run_at = schedules.run_points(at, epochs, self.run_epochs)
+        self.options = {"lr_min": lr_min, "lr_max": lr_max, "reset": reset}
+
+    def lr(self, t: int, steps_per_epoch: int) -> float:
+        return schedules.multilevel_cosine(t, steps_per_epoch, epochs=self.epochs, at=self.at, **self.options)
+
+    def run_lr(self, t: int, steps_per_epoch: int) -> float:
+        return schedules.multilevel_cosine(t, steps_per_epoch, epochs=self.run_epochs, at=self.run_at, **self.options)

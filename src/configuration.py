@@ -6,13 +6,13 @@ below, and what only the parts themselves can know by constructing them (network
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from hydra.errors import HydraException, MissingConfigException
-from hydra.utils import instantiate
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from depthlab.problem import Problem
 
@@ -53,7 +53,7 @@ class Data(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
     source: str
     dir: str
-    classes: Positive
+    classes: Positive | None
     size: Positive | None
     batch_size: Positive
     eval_batch_size: Positive
@@ -93,6 +93,7 @@ class Launcher(Section):
 class Settings(Section):
     arch: Arch
     sched: Sched
+    grow: Part
     augment: Part
     optim: Optim
     data: Data
@@ -108,16 +109,19 @@ class Settings(Section):
 
 
 # Sections whose keys besides these are constructor arguments.
-ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "augment": ("name",)}
+ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "grow": ("name",), "augment": ("name",)}
 
 
 def build(config: dict[str, Any], section: str, **more: Any) -> Any:
-    """Instantiate `_target_` of a section.
+    """Instantiate `_target_` of a section; None where it has none.
 
     Raises:
         Problem: in the constructor's own words, or naming the argument that it does not know.
     """
+    if "_target_" not in config[section]:
+        return None
     arguments = {k: v for k, v in config[section].items() if k not in ABOUT[section]}
+    check_arguments(section, arguments | more)
     try:
         return instantiate(arguments, **more, _convert_="all")
     except HydraException as error:
@@ -126,6 +130,29 @@ def build(config: dict[str, Any], section: str, **more: Any) -> Any:
             raise Problem(str(cause)) from cause
         lines = str(cause).splitlines()
         raise Problem(f"{section}={config[section].get('name')}: {lines[-1] if lines else cause}") from cause
+
+
+def check_arguments(section: str, arguments: dict[str, Any]) -> None:
+    """Names and types of `_target_`'s arguments, before its own checks.
+
+    Raises:
+        Problem: an argument that it does not know, or a value of another type.
+    """
+    try:
+        target = get_object(arguments["_target_"])
+    except Exception as error:
+        raise Problem(f"{section}._target_={arguments['_target_']}: cannot be imported ({error})") from error
+    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+    for key, value in arguments.items():
+        if key.startswith("_"):
+            continue
+        if key not in hints:
+            raise Problem(f"{section}.{key}: no such key; {closest(key, [k for k in hints if k != 'return'])}")
+        try:
+            TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise Problem(f"{section}.{key}={value}: {message[0].lower()}{message[1:]}") from error
 
 
 def closest(word: str, options: list[str]) -> str:
@@ -147,8 +174,21 @@ def explain(error: Exception) -> str:
         siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
         if siblings and "not in struct" in f"{text}{error.__cause__}":
             return f"{key}: no such key; {closest(key.rpartition('.')[2], siblings)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value ({text.splitlines()[0]})"
     first, *rest = [line.strip() for line in text.splitlines() if line.strip()]
     return first + (f" ({rest[0]})" if rest else "")
+
+
+def key_of(location: tuple[str | int, ...], config: dict[str, Any]) -> list[str]:
+    """pydantic's location without the names of a union's branches: as far as it leads into the configuration."""
+    path, node = [], config
+    for part in location:
+        if not isinstance(node, dict) or part not in node:
+            break
+        path.append(str(part))
+        node = node[part]
+    return path
 
 
 def value_problems(config: dict[str, Any]) -> list[str]:
@@ -157,7 +197,9 @@ def value_problems(config: dict[str, Any]) -> list[str]:
     except ValidationError as error:
         lines = []
         for e in error.errors():
-            path = [str(part) for part in e["loc"] if str(part) in str(config) and not str(part).startswith("function-")]
+            path = [
+                str(part) for part in e["loc"] if str(part) in str(config) and not str(part).startswith("function-")
+            ]
             key = ".".join(path)
             if e["type"] == "extra_forbidden":
                 parent = Settings if len(path) == 1 else Settings.model_fields[path[0]].annotation
@@ -174,7 +216,7 @@ def problems(config: dict[str, Any]) -> list[str]:
     """What is wrong with a resolved configuration, a line each; empty if it can run."""
     if lines := value_problems(config):
         return lines
-    for section in ("sched", "augment"):
+    for section in ("sched", "grow", "augment"):
         try:
             build(config, section)
         except Problem as problem:
@@ -196,12 +238,12 @@ def problems(config: dict[str, Any]) -> list[str]:
     return lines
 
 
-def network(config: dict[str, Any], device: str = "cpu") -> Any:
-    """The configured network, initialised on `device`."""
+def network(config: dict[str, Any], num_classes: int | None = None, device: str = "cpu") -> Any:
+    """The configured network, initialised on `device`; `num_classes` where the configuration leaves it to the data."""
     import torch
 
     with torch.device(device):
-        return build(config, "arch", num_classes=config["data"]["classes"])
+        return build(config, "arch", num_classes=num_classes or config["data"]["classes"] or 2)
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python src/report.py barz2018/table1        one experiment of conf/experiment; a folder (barz2018) is all in it
     python src/report.py                        all experiments
 
-Prints the table and writes it, with the training curves, to reports/<experiment>.{md,csv,png}. Reads finished runs only.
+Reads finished runs only.
+Prints the table and writes it, with the training curves, to reports/<experiment>.{md,csv,png}.
 """
 
 import argparse
@@ -66,15 +67,15 @@ def compose(experiment: Experiment, *overrides: str) -> dict[str, Any]:
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+
+    from configuration import explain, resolve
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", [f"experiment={experiment.id}", *overrides])
-        return OmegaConf.to_container(config, resolve=True)
+            return resolve(compose("train", [f"experiment={experiment.id}", *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise Problem(f"experiment={experiment.id} {' '.join(overrides)}: {' '.join(str(error).split())}") from None
+        raise Problem(f"experiment={experiment.id} {' '.join(overrides)}: {explain(error)}") from None
 
 
 def identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -89,12 +90,11 @@ def identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 def rates(experiment: Experiment) -> dict[str, tuple[Callable[[int], float], int]]:
     """The learning rate of every schedule that a figure shows, as a function of the step, and its epochs."""
-    from hydra.utils import instantiate
+    from configuration import build
 
     steps, out = experiment.paper["steps_per_epoch"], {}
     for name in experiment.paper["schedules"]:
-        options = compose(experiment, f"sched={name}")["sched"]
-        schedule = instantiate({key: value for key, value in options.items() if key not in ("name", "clip")})
+        schedule = build(compose(experiment, f"sched={name}"), "sched")
         out[name] = (lambda t, schedule=schedule: schedule.lr(t, steps), schedule.epochs)
     return out
 

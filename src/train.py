@@ -9,6 +9,7 @@ The same command continues what was broken off and skips what is done.
 
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +22,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-BUSY = 75  # exit code: another process works on this run
+from depthlab.problem import Problem
+
+BUSY = 75  # exit code: another process is at this run
+FINAL = ("test_error", "test_loss", "train_loss", "train_error", "seconds_per_epoch")
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -36,23 +40,26 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     import lightning.pytorch as pl
     import torch
 
-    from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint
+    from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint, resume_point
     from callbacks.divergence import Divergence
+    from callbacks.loggers import log_final, make_loggers
     from callbacks.progress import RunProgress
     from callbacks.record import Record
     from configuration import build, network
     from depthlab import Classifier, ImageData, records
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning and torch, not ours
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, for convolutions too
 
     name = records.run_name(config)
     folder = Path(config["runs_dir"]).absolute() / name
     settings = dict(config["trainer"])
     channels_last = settings.pop("channels_last")
     if channels_last is None:
-        channels_last = settings["precision"] in ("bf16-mixed", "16-mixed", "bf16-true", "16-true")
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, for convolutions too
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
+        channels_last = not settings["precision"].endswith(("32-true", "64-true"))
 
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = ImageData(
@@ -61,8 +68,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         seed=config["seed"],
         memory_format="channels_last" if channels_last else "contiguous",
     )
-    data.prepare_data()  # now, so that what is wrong with the images is said before anything is made
-    net = network(config)
+    data.prepare_data()  # now, so that what is wrong with the images is said before anything is written
+    net = network(config, data.num_classes)
     optim = config["optim"]
     model = Classifier(
         net,
@@ -72,25 +79,28 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         momentum_style=optim["momentum_style"],
         channels_last=channels_last,
     )
-    schedule = build(config, "sched")
-    record = Record(folder, identity=records.identity_of(config))
-    divergence = Divergence()
+    schedule, grow = build(config, "sched"), build(config, "grow")
+    record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = pl.Trainer(
         **settings,
         max_epochs=schedule.run_epochs,
         gradient_clip_val=config["sched"]["clip"],
-        callbacks=[schedule, divergence, record, RunProgress(name), last_checkpoint(folder)],
+        callbacks=[
+            *filter(None, [schedule, grow, divergence, record, RunProgress(name)]),
+            last_checkpoint(folder),
+        ],
         plugins=[AtomicCheckpointIO()],
-        logger=loggers(config, name, folder),
+        logger=make_loggers(config, name, folder),
         default_root_dir=folder,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # ImageData deals the images over the devices itself
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    checkpoint = resume_point(folder, record.identity)
     if trainer.is_global_zero:
         records.write_json(folder / "config.json", config)
-    trainer.fit(model, data, ckpt_path=resume_point(folder, record.identity))
+    trainer.fit(model, data, ckpt_path=checkpoint)
     if divergence.step is None:
         trainer.test(model, data, verbose=False)
 
@@ -98,79 +108,26 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "schema": records.SCHEMA,
         "name": name,
         "study": config["study"],
-        **{key: config[key]["name"] for key in ("arch", "sched", "data")},
+        **{section: config[section]["name"] for section in ("arch", "sched", "grow", "data")},
         "seed": config["seed"],
         "budget": float(config["budget"]),
-        "precision": settings["precision"],
-        "device": model.device.type,
-        "hardware": records.hardware(trainer.strategy.root_device),
-        "devices": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "flops_per_image": records.training_flops(network(config, device="meta"), data.image_size),
-        "epochs": len(record.rows),
-        "steps": trainer.global_step,
+        "flops_per_image": records.training_flops(network(config, data.num_classes, "meta"), data.image_size),
         "evaluated_on": data.evaluated_on,
-        **record.summary(),
-        "diverged": divergence.step is not None,
-        "diverged_step": divergence.step,
-        "last_finite_loss": divergence.last_finite_loss,
-        "ended": "completed" if divergence.step is None else "diverged",
+        **record.summary(trainer, model),
+        **divergence.summary(),
+        "analyses": {},
         "identity": record.identity,
         "config": config,
-        "versions": records.versions(),
-        "git": records.git_state(),
-        "analyses": {},
+        **records.provenance(trainer.strategy.root_device),
     }
     if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            logger.log_metrics({k: result[k] for k in FINAL if result[k] is not None}, step=trainer.global_step)
+        log_final(trainer.loggers, {key: result[key] for key in FINAL if result[key] is not None})
         records.write_json(folder / "result.json", result)
     return result
 
 
-FINAL = ("test_error", "test_loss", "train_loss", "train_error", "seconds_per_epoch")
-
-
-def resume_point(folder: Path, identity: dict[str, Any]) -> Path | None:
-    """The run's checkpoint, if it has one.
-
-    Raises:
-        Problem: it cannot be read, or another run wrote it.
-    """
-    import torch
-
-    from depthlab.problem import Problem
-
-    path = folder / "last.ckpt"
-    if not path.exists():
-        return None
-    way_out = "delete it to start this run afresh"
-    try:
-        written_by = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["depthlab_identity"]
-    except Exception as error:
-        raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__}); {way_out}") from error
-    if written_by != identity:
-        keys = [k for k in identity if identity[k] != (written_by or {}).get(k)]
-        ours, theirs = ({k: source.get(k) for k in keys} for source in (identity, written_by or {}))
-        raise Problem(f"{path}: written by another run ({theirs} there, {ours} here); {way_out}")
-    return path
-
-
-def loggers(config: dict[str, Any], name: str, folder: Path) -> list | bool:
-    """What watches besides metrics.csv: nothing, W&B or TensorBoard."""
-    kind = config["logger"]["name"]
-    if kind == "csv":
-        return False
-    from callbacks.loggers import tensorboard, wandb_run
-
-    if kind == "tensorboard":
-        return [tensorboard(folder)]
-    return [wandb_run(config, name, folder)]
-
-
 def run(config: dict[str, Any]) -> int:
-    """`train`, unless it is done or another process is at it. Returns the exit code."""
+    """`train`, unless the run is done or another process is at it. Returns the exit code."""
     from filelock import FileLock, Timeout
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -178,65 +135,71 @@ def run(config: dict[str, Any]) -> int:
 
     name = records.run_name(config)
     folder = Path(config["runs_dir"]) / name
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-    if first and (folder / "result.json").exists():
+    if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0":
+        train(config)  # one more rank of a run that rank 0 answers for
+        return 0
+    if (folder / "result.json").exists():
         print(f"{name}: done, see {folder / 'result.json'}")
         return 0
-    lock = FileLock(folder.parent / ".locks" / name)
-    failed = True
+    lock = FileLock(writable(folder.parent / ".locks") / name)
+    goes_on = f"the same command goes on from {folder / 'last.ckpt'}"
+    code = 1
     try:
-        if first:
-            make_writable(folder.parent / ".locks")
-            lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
         result = train(config)
-        failed = False
+        code = 0
     except Timeout:
-        print(f"{name}: another process is working on it", file=sys.stderr)
+        print(f"{name}: another process is at it", file=sys.stderr)
         return BUSY
     except SIGTERMException:
-        print(f"{name}: stopped (SIGTERM); the same command goes on from {folder / 'last.ckpt'}", file=sys.stderr)
+        print(f"{name}: stopped by SIGTERM; {goes_on}", file=sys.stderr)
         return 143
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        print(f"{name}: stopped; the same command goes on from {folder / 'last.ckpt'}", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit):  # SystemExit is what Lightning makes of Ctrl-C
+        print(f"{name}: stopped; {goes_on}", file=sys.stderr)
         return 130
     finally:
-        if config["logger"]["name"] == "wandb":
-            import wandb
-
-            wandb.finish(exit_code=int(failed))
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish(exit_code=code)
         lock.release()
-    if first:
-        if result["diverged"]:
-            print(f"{name}: diverged at step {result['diverged_step']}; recorded in {folder / 'result.json'}")
-        else:
-            print(f"{name}: test error {result['test_error']:.2f}%, recorded in {folder / 'result.json'}")
+    ending = (
+        f"test error {result['test_error']:.2f} %"
+        if not result["diverged"]
+        else (f"diverged at step {result['diverged_step']}")
+    )
+    print(f"{name}: {ending}, recorded in {folder / 'result.json'}")
     return 0
 
 
-def make_writable(runs_dir: Path) -> None:
-    from depthlab.problem import Problem
+def writable(folder: Path) -> Path:
+    """`folder`, made if needed.
 
+    Raises:
+        Problem: it cannot be written.
+    """
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        (runs_dir / ".lock-test").touch()
-        (runs_dir / ".lock-test").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
-        raise Problem(f"runs_dir={runs_dir}: cannot be written ({error.strerror}); set runs_dir to another folder") from error
+        raise Problem(f"runs_dir={folder.parent}: cannot be written ({error.strerror}); set runs_dir") from error
+    return folder
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     from configuration import checked
-    from depthlab.problem import Problem
 
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # another launcher (submitit, joblib, basic): still a process per job
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # another launcher (submitit, joblib): still a process per job
         from hydra_plugins.process_launcher import run_job
 
         code = run_job(list(HydraConfig.get().overrides.task))
+    elif cfg.paper is not None and not HydraConfig.get().sweeper.params:  # an experiment without runs
+        code = subprocess.call([sys.executable, str(Path(__file__).with_name("report.py")), cfg.study])
     else:
         try:
             code = run(checked(cfg))
-        except Problem as problem:  # here, before Hydra adds its own words
+        except Problem as problem:  # here, before Hydra adds words of its own
             code = refuse(problem)
     if code:
         sys.exit(code)
@@ -248,10 +211,8 @@ def refuse(message: object) -> int:
 
 
 def cli() -> None:
-    """`main` with every refusal in one line and exit code 2."""
-    from depthlab.problem import Problem
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
+    """`main`, with every refusal in one line and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     try:
         main()
     except Problem as problem:

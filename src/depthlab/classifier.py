@@ -3,19 +3,22 @@
 Weight decay is an L2 term, (weight_decay / 2) ||w||^2, on
     decay="kernels"   convolution and fully connected kernels but those in `net.no_weight_decay` (Barz & Denzler's code)
     decay="all"       every parameter, biases and BatchNorm too (plain torch; Li et al.)
-Where the gradient's norm is clipped, the L2 term is part of what is clipped, as in Keras (SPEC: Barz & Denzler's code).
-`momentum_style="keras"` keeps v <- m v - lr g, the learning rate inside the buffer; torch keeps v <- m v + g. They differ
-only where the rate changes, so the one is the other with its buffer scaled by lr_before / lr_now.
+Where the gradient's norm is clipped, the L2 term is part of what is clipped, as in Keras (Barz & Denzler's code).
+`momentum_style="keras"` keeps v <- m v - lr g, the learning rate inside the buffer; torch keeps v <- m v + g. They
+differ only where the rate changes, so the one is the other with its buffer scaled by lr_before / lr_now.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+
+from depthlab import growth
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
@@ -130,6 +133,15 @@ class Classifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.log_evaluation("test")
         self.log_evaluation("train_clean")
+
+    # ---- a network may have grown: its shape is in the checkpoint and is restored before the weights are
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["growth"] = growth.state(self.net)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("growth") is not None:
+            growth.set_depth(self.net, **checkpoint["growth"])
 
     # ---- optimisation
 

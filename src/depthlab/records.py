@@ -1,7 +1,6 @@
 """What a finished run leaves behind, and what makes two runs the same run.
 
-`result.json` in the run's folder is written last, beside and renamed: its existence means *done*. Its fields are listed
-in the README ("How results are recorded").
+`result.json` in the run's folder is written last, beside and renamed: its existence means *done*.
 """
 
 import hashlib
@@ -42,14 +41,17 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     if trainer["devices"] == 1:  # BatchNorm sees each device's share: more than one device changes the numbers
         del trainer["sync_batchnorm"]
     identity["trainer"] = {k: v for k, v in trainer.items() if v is not None}
+    if config["grow"]["name"] != "none":
+        identity["grow"] = {k: v for k, v in config["grow"].items() if k not in NOT_IDENTITY}
     return identity | {"seed": config["seed"], "budget": float(config["budget"])}
 
 
 def run_name(config: dict[str, Any]) -> str:
-    """`<arch>-<sched>-<data>-s<seed>-<8 hex of the identity>`, the name of the run's folder."""
+    """`<arch>-<sched>[-<grow>]-<data>-s<seed>-<8 hex of the identity>`, the name of the run's folder."""
     identity = identity_of(config)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join([*(config[k]["name"] for k in ("arch", "sched", "data")), f"s{config['seed']}", digest])
+    names = [identity[section]["name"] for section in ("arch", "sched", "grow", "data") if section in identity]
+    return "-".join([*names, f"s{config['seed']}", digest])
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -72,6 +74,11 @@ def versions() -> dict[str, str]:
         except ModuleNotFoundError:  # importlib.metadata.PackageNotFoundError: used from a copy, not installed
             continue
     return found
+
+
+def provenance(device: Any = "cpu") -> dict[str, Any]:
+    """Where and with what a number was measured."""
+    return {"hardware": hardware(device), "versions": versions(), "git": git_state()}
 
 
 def git_state() -> dict[str, Any] | None:

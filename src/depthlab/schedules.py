@@ -8,6 +8,7 @@ handmade_steps   He et al. 2016, used as "SGD" by Barz & Denzler 2018, V.A
 clr              cyclical learning rates, Smith 2017; Barz & Denzler 2018, eq. 1 and 2
 sgdr             warm restarts, Loshchilov & Hutter 2017; Barz & Denzler 2018, eq. 3 and 4
 one_cycle        Smith & Topin 2019, as torch.optim.lr_scheduler.OneCycleLR (cosine, two phases)
+multilevel_cosine   cosine cycles between points of growth, Chang et al. 2018, eq. 9
 """
 
 import math
@@ -20,8 +21,14 @@ def piecewise(t: int, steps_per_epoch: int, *, milestones: Sequence[int], values
 
 
 def handmade_steps(
-    t: int, steps_per_epoch: int, *, lr: float = 0.1, lr_warmup: float = 0.01, warmup: int = 1,
-    milestones: Sequence[int] = (80, 120), gamma: float = 0.1,
+    t: int,
+    steps_per_epoch: int,
+    *,
+    lr: float = 0.1,
+    lr_warmup: float = 0.01,
+    warmup: int = 1,
+    milestones: Sequence[int] = (80, 120),
+    gamma: float = 0.1,
 ) -> float:
     """`lr_warmup` for `warmup` epochs, then `lr`, times `gamma` after each milestone (epochs)."""
     decayed = [lr * gamma**k for k in range(len(milestones) + 1)]
@@ -40,8 +47,14 @@ def triangular(t: int, half_cycle: int, *, lr_min: float, lr_max: float) -> floa
 
 
 def clr(
-    t: int, steps_per_epoch: int, *, epochs: int, half_cycle: int = 10,
-    lr_min: float = 1e-5, lr_max: float = 0.1, delta: float = 10.0,
+    t: int,
+    steps_per_epoch: int,
+    *,
+    epochs: int,
+    half_cycle: int = 10,
+    lr_min: float = 1e-5,
+    lr_max: float = 0.1,
+    delta: float = 10.0,
 ) -> float:
     """Eq. 2: eq. 1 with s = `half_cycle` epochs, divided by 1 + (delta - 1) t / t_max, t_max = `epochs` epochs."""
     rate = triangular(t, half_cycle * steps_per_epoch, lr_min=lr_min, lr_max=lr_max)
@@ -62,8 +75,15 @@ def cosine(fraction: float, *, lr_min: float, lr_max: float) -> float:
 
 
 def sgdr(
-    t: int, steps_per_epoch: int, *, cycle: int = 12, factor: int = 2, lr_min: float = 1e-6, lr_max: float = 0.1,
-    formula: str = "paper", granularity: str = "epoch",
+    t: int,
+    steps_per_epoch: int,
+    *,
+    cycle: int = 12,
+    factor: int = 2,
+    lr_min: float = 1e-6,
+    lr_max: float = 0.1,
+    formula: str = "paper",
+    granularity: str = "epoch",
 ) -> float:
     """Eq. 3: half a cosine from `lr_max` towards `lr_min` over cycles of S_0 = `cycle`, S_i = `factor` S_{i-1} epochs.
 
@@ -84,8 +104,14 @@ def sgdr(
 
 
 def one_cycle(
-    t: int, steps_per_epoch: int, *, epochs: int, lr_max: float = 0.1, warmup: float = 0.3,
-    div: float = 25.0, final_div: float = 1e4,
+    t: int,
+    steps_per_epoch: int,
+    *,
+    epochs: int,
+    lr_max: float = 0.1,
+    warmup: float = 0.3,
+    div: float = 25.0,
+    final_div: float = 1e4,
 ) -> float:
     """Cosine from lr_max/div up to lr_max over the first `warmup` (fraction) of the run, then down to
     lr_max/(div * final_div) at the last step."""
@@ -95,3 +121,29 @@ def one_cycle(
     if t <= peak:
         return cosine(t / peak if peak > 0 else 1.0, lr_min=lr_max, lr_max=start)
     return cosine(min(1.0, (t - peak) / (last - peak)), lr_min=end, lr_max=lr_max)
+
+
+def run_points(points: Sequence[int], epochs: int, run_epochs: int) -> tuple[int, ...]:
+    """Epochs of a recipe of `epochs` as epochs of a run of `run_epochs`, to the nearest whole one (halves go up)."""
+    return tuple((2 * p * run_epochs + epochs) // (2 * epochs) for p in points)
+
+
+def multilevel_cosine(
+    t: int,
+    steps_per_epoch: int,
+    *,
+    epochs: int = 160,
+    at: Sequence[int] = (60, 110),
+    lr_min: float = 0.001,
+    lr_max: float = 0.5,
+    reset: bool = True,
+) -> float:
+    """Eq. 9: half a cosine from `lr_max` to `lr_min` in each cycle; cycles end at the epochs `at` and at `epochs`.
+
+    Args:
+        reset: False for a single cosine over all epochs (Fig. 10).
+    """
+    bounds = [b * steps_per_epoch for b in ((0, *at, epochs) if reset else (0, epochs))]
+    cycle = sum(t >= b for b in bounds[1:-1])
+    start, end = bounds[cycle : cycle + 2]
+    return cosine((t - start) / (end - start), lr_min=lr_min, lr_max=lr_max)

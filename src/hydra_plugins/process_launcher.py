@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 BUSY = 75
 TAIL = 12  # lines of a failed job's log that are repeated at the end
 # What a parent (DDP, torchrun, Slurm's job step) leaves in the environment and a fresh job must not inherit.
-FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GLOBAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
 
 
 @dataclass
@@ -157,7 +157,11 @@ class ProcessLauncher(Launcher):
 
     def start(self, job: Job, total: int, at_once: int) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        more = {"DEPTHLAB_JOB": f"{job.number}/{total}", "PYTHONUNBUFFERED": "1"}
+        more = {
+            "DEPTHLAB_JOB": f"{job.number}/{total}",
+            "DEPTHLAB_SIDE_BY_SIDE": str(at_once),
+            "PYTHONUNBUFFERED": "1",
+        }
         if at_once == 1 and sys.stdout.isatty():
             more["DEPTHLAB_TERMINAL"] = "1"
         if job.slots:

@@ -1,6 +1,7 @@
 """Network families, one file each: plain `nn.Module`s that map (B, 3, H, W) to logits (B, K)."""
 
+from depthlab.architectures.multilevel import MultilevelResNet
 from depthlab.architectures.plain11 import Plain11
 from depthlab.architectures.resnet import ResNet
 
-__all__ = ["Plain11", "ResNet"]
+__all__ = ["MultilevelResNet", "Plain11", "ResNet"]

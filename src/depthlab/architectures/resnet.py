@@ -1,7 +1,7 @@
 """Residual networks for small images, depth 6n + 2 (He et al. 2016, section 4.2; Barz & Denzler 2018 use depth 110).
 
 Stem      Conv3x3 -> BatchNorm -> ReLU
-Block     ReLU(shortcut(x) + BN(Conv3x3(ReLU(BN(Conv3x3(x))))))
+Block     ReLU(shortcut(x) + h BN(Conv3x3(ReLU(BN(Conv3x3(x)))))), h = 1 unless the network grows (depthlab/growth.py)
 Stages    3 of n blocks, widths w, 2w, 4w (w = 16), maps 32, 16, 8 (the first block of stages 2 and 3 has stride 2)
 Head      global average pooling -> FC K
 Size      depth 20: 269,722 parameters at K = 10; depth 110: 1,727,962 at K = 10; 1,737,860 as in Barz & Denzler's
@@ -17,6 +17,7 @@ BatchNorm and initialisation default to Barz & Denzler's code (Keras' defaults),
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,10 +61,15 @@ class Block(nn.Module):
             )
         else:
             self.shortcut = Subsample(channels_in, channels_out, symmetric=shortcut == "avgpool_symmetric")
+        self.step_size = 1.0
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What is added to the shortcut, before h."""
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
+        y = self.residual(x)
+        return F.relu(y if self.shortcut is None else torch.add(self.shortcut(x), y, alpha=self.step_size))
 
 
 class ResNet(nn.Module):
@@ -122,6 +128,11 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.classifier = nn.Linear(channels, num_classes)
         initialise(self, init)
+
+    @property
+    def depth(self) -> int:
+        """Layers with weights at present, 6n + 2."""
+        return 2 * sum(len(stage) for stage in self.stages) + 2
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem_bn(self.stem(x)))

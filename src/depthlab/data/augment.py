@@ -3,7 +3,7 @@
 An augmentation has two halves. `draw` makes the random numbers of a whole epoch, on the CPU, so that they depend on the
 generator alone and not on the device or the number of processes; calling it applies one row of them to each image.
 A crop, a flip and the integer part of a shift are one `index_select` of pixels: measured the fastest on a CPU (batch
-100, 32x32, one thread: 0.2 ms; windows by `as_strided` and `where` 0.4, a three-index gather 0.8, a loop of slices 0.4).
+100, 32x32, one thread: 0.2 ms; windows by `as_strided` and `where` 0.4, three-index gather 0.8, a loop of slices 0.4).
 """
 
 import math

@@ -299,8 +299,9 @@ def _archive(dataset: type, options: Options) -> None:
             download_url(dataset.url, options.work, dataset.filename, md5)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise Problem(
-                f"{dataset.url} could not be downloaded ({error}); put the file as {path.absolute()} (md5 {md5}), or set "
-                "data_dir (or DEPTHLAB_DATA) to a folder that has the arrays, or use data=digits, which needs no network"
+                f"{dataset.url} could not be downloaded ({error}); save the file as {path.absolute()} (md5 {md5}), "
+                "or set data_dir (or DEPTHLAB_DATA) to a folder that has the arrays, "
+                "or use data=digits, which needs no network"
             ) from error
         finally:
             socket.setdefaulttimeout(timeout)

@@ -78,7 +78,7 @@ class Experiment:
         return " ".join(self.label(value) for value in cell.values()) or self.id
 
     def command(self, cell: Cell | None = None, seeds: list[Any] = (), **other: Any) -> str:
-        """The command that trains a cell's `seeds`; `other` (budget, data, ...) stands in it where not the file's own."""
+        """The command that trains a cell's `seeds`; `other` (budget, data, ...) where not the file's own."""
         own = {"budget": self.budget, "data": self.data, "trainer.precision": self.precision}
         choices = dict(cell or {}) | ({"seed": ",".join(map(str, seeds))} if seeds else {})
         choices |= {key: value for key, value in other.items() if value != own.get(key)}

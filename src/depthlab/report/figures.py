@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from depthlab.report.experiments import Experiment
 from depthlab.report.tables import Block, Row
@@ -50,11 +50,19 @@ def curves(experiment: Experiment, block: Block) -> bytes | None:
             if comparable and {experiment.metric, "epochs"} <= paper.keys():
                 point = paper["epochs"], paper[experiment.metric]
                 top.plot(*point, "D", ms=5, mfc="white", mec=colour, mew=1.4, zorder=5)
-        top.legend(fontsize=8, frameon=False, title="runs (n): mean, band ± std", title_fontsize=8)
+        top.legend(
+            loc="upper right",
+            fontsize=8,
+            framealpha=0.7,
+            edgecolor="none",
+            title="runs (n): mean, band ± std",
+            title_fontsize=8,
+        )
         bottom.set_xlabel("epoch")
         bottom.set_yscale("log")
-        for ticks in (bottom.yaxis.set_major_formatter, bottom.yaxis.set_minor_formatter):
-            ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.2, not 2 x 10^-1
+        bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bottom.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        bottom.yaxis.set_minor_formatter(NullFormatter())
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (top, bottom):
             axis.grid(alpha=0.25, lw=0.6)

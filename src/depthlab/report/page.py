@@ -129,7 +129,7 @@ def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str]
             line.append(_number(published.get("seconds_per_epoch"), 0) + notes.at(row.cell, "seconds_per_epoch"))
         line.append(" / ".join(f"{mean:.3g}" for _, mean in seconds(row)))
         line.append(_number(number["flops_per_image"], 3, 1e9))
-        line.append(_number(number["training_flops"], 3, 1e15))
+        line.append("" if number["training_flops"] is None else f"{number['training_flops'] / 1e15:.3g}")
         body.append(line)
     return header, body
 
@@ -253,26 +253,26 @@ def render(
 
 def provenance(blocks: list[Block]) -> list[str]:
     """Where the numbers come from: software, commits, and every run with its folder."""
-    runs = [(block, r) for block in blocks for row in [*block.rows, *block.others] for r in row.records]
+    runs = [r for block in blocks for row in [*block.rows, *block.others] for r in row.records]
     if not runs:
         return []
     versions: dict[str, Counter] = {}
-    for _, record in runs:
+    for record in runs:
         for name, version in (record.get("versions") or {}).items():
             versions.setdefault(name, Counter())[str(version)] += 1
     commits = Counter(
         f"{(git.get('commit') or 'unknown')[:12]}{' (with uncommitted changes)' * bool(git.get('dirty'))}"
-        for git in ((record.get("git") or {}) for _, record in runs)
+        for git in ((record.get("git") or {}) for record in runs)
     )
     lines = ["", "## Where the numbers come from", ""]
     lines += [f"- {name}: {', '.join(sorted(found))}" for name, found in sorted(versions.items())]
     lines += [f"- commit: {', '.join(f'{name} ({n} runs)' for name, n in sorted(commits.items()))}", ""]
     header = ["run", "seed", "budget", "precision", "test error %", "hardware", "ended", "folder"]
     body = [
-        [r["name"], str(r["seed"]), f"{r['budget']:g}", r["precision"], "" if r["diverged"] else f"{r['test_error']:.2f}",
-         hardware(r), f"diverged at step {r.get('diverged_step')}" if r["diverged"] else str(r.get("ended", "completed")),
+        [r["name"], str(r["seed"]), f"{r['budget']:g}", r["precision"], _number(r.get("test_error"), 2),
+         hardware(r), f"diverged at step {r.get('diverged_step')}" if r["diverged"] else "completed",
          r.get("folder", "")]
-        for _, r in runs
+        for r in runs
     ]  # fmt: skip
     return lines + grid(header, body, markdown=True)
 

@@ -1,4 +1,7 @@
-"""Find and read what finished runs left behind: `<runs_dir>/<name>/result.json`. Whatever cannot be read is named, not fatal."""
+"""Find and read what finished runs left behind: `<runs_dir>/<name>/result.json`.
+
+Whatever cannot be read is named and passed over.
+"""
 
 import json
 import math

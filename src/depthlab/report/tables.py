@@ -157,7 +157,7 @@ def differing(found: dict[str, Any], reference: dict[str, Any]) -> str:
 
 
 def value_of(record: Record, axis: str) -> Any:
-    """A record's value on an axis of the sweep: a name it carries (arch, sched, data, budget) or a key of its config."""
+    """A record's value on an axis of the sweep: a name it carries (arch, sched, data) or a key of its config."""
     if axis in record and not isinstance(record[axis], dict):
         return record[axis]
     value: Any = record.get("config") or record["identity"]
@@ -180,7 +180,7 @@ def hardware(record: Record) -> str:
     """The machine a record's times belong to, with what it used of it."""
     devices, threads = record.get("devices") or 1, record.get("threads")
     used = [f"{devices} devices"] if devices > 1 else []
-    used += [f"{threads} threads"] if record.get("device") == "cpu" and threads else []
+    used += [f"{threads} thread{'s' * (threads > 1)}"] if record.get("device") == "cpu" and threads else []
     return ", ".join([str(record.get("hardware") or record.get("device") or "unknown hardware"), *used])
 
 
@@ -211,7 +211,7 @@ def ratios(experiment: Experiment, block: Block) -> list[dict[str, Any]]:
             entry["flops"] = fmean(flops[0]) / fmean(flops[1])
         for machine in block.hardware:
             on = [
-                [v for row in rows for v in row.values("seconds_per_epoch", lambda r: hardware(r) == machine)]
+                [v for row in rows for v in row.values("seconds_per_epoch", lambda r, m=machine: hardware(r) == m)]
                 for rows in sides
             ]
             if all(on):

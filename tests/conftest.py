@@ -1,0 +1,57 @@
+"""Shared by all tests: one thread (bits depend on their number), the digits made once, the commands as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# A run of seconds: 26 k parameters, 4 steps an epoch.
+TINY = ["arch=resnet", "arch.depth=8", "arch.width=4", "data=digits", "trainer.limit_train_batches=4"]
+TINY += ["trainer.limit_test_batches=1", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "augment=none"]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data folder that has the digits."""
+    from depthlab.data import sources
+
+    folder = tmp_path_factory.mktemp("data")
+    sources.load("digits", folder)
+    return folder
+
+
+@pytest.fixture
+def start(data_dir, tmp_path):
+    """start(*arguments, env={}) -> Popen of `python src/train.py` with runs in tmp_path/runs."""
+
+    def start(*arguments: str, env: dict[str, str] | None = None, script: str = "train.py") -> subprocess.Popen:
+        places = [f"data_dir={data_dir}", f"runs_dir={tmp_path}/runs"] if script == "train.py" else []
+        return subprocess.Popen(
+            [sys.executable, "-W", "error::ResourceWarning", str(ROOT / "src" / script), *arguments, *places],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def cli(start):
+    """cli(*arguments) -> (exit code, output) of `python src/train.py`."""
+
+    def cli(*arguments: str, **options) -> tuple[int, str]:
+        process = start(*arguments, **options)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    return cli

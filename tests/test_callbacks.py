@@ -1,0 +1,94 @@
+"""Divergence is a result; checkpoints are whole; another run's checkpoint is refused; the bar says what it should."""
+
+import errno
+import io
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from callbacks.checkpoint import AtomicCheckpointIO, resume_point
+from callbacks.divergence import Divergence
+from callbacks.progress import RunProgress
+from callbacks.record import Record
+from depthlab import Classifier
+from depthlab.problem import Problem
+from test_classifier import SGD, batches, trainer
+
+
+class Poisoned(nn.Linear):
+    """Gives NaN from the k-th training step on."""
+
+    def __init__(self, step):
+        super().__init__(5, 3)
+        self.step, self.calls = step, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x) * (float("nan") if self.calls > self.step and self.training else 1)
+
+
+@pytest.mark.parametrize(("step", "every"), [(0, 1), (5, 1), (5, 50), (2, 2)])
+def test_divergence_is_recorded(step, every):
+    divergence, record, data = Divergence(every), Record(), batches()
+    fit = trainer(max_epochs=5, callbacks=[divergence, record])
+    model = Classifier(Poisoned(step), SGD)
+    fit.fit(model, data, data)
+    assert divergence.step == step
+    assert (divergence.last_finite_loss is None) == (step == 0)
+    assert fit.global_step <= step + max(every, 4) + 1
+    summary = divergence.summary() | record.summary(fit, model)
+    assert summary["ended"] == "diverged"
+    assert summary["test_error"] is None
+
+
+def test_a_healthy_run_is_left_alone():
+    divergence, data = Divergence(1), batches()
+    fit = trainer(max_epochs=2, callbacks=[divergence])
+    fit.fit(Classifier(nn.Linear(5, 3), SGD), data, data)
+    assert fit.global_step == 8
+    assert divergence.summary() == {
+        "diverged": False,
+        "diverged_step": None,
+        "last_finite_loss": None,
+        "ended": "completed",
+    }
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Problem, match=r"last\.ckpt: the checkpoint could not be written .*No space left.*disk full"):
+        AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
+    assert torch.load(path)["a"].sum() == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_resume_point(tmp_path):
+    path = tmp_path / "last.ckpt"
+    assert resume_point(tmp_path, {"seed": 0}) is None
+    torch.save({"depthlab_identity": {"seed": 0, "arch": {"name": "plain11"}}}, path)
+    assert resume_point(tmp_path, {"seed": 0, "arch": {"name": "plain11"}}) == path
+    with pytest.raises(Problem, match="written by another run .*plain11.*resnet20.*delete it"):
+        resume_point(tmp_path, {"seed": 0, "arch": {"name": "resnet20"}})
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(Problem, match="not a readable checkpoint .* delete it"):
+        resume_point(tmp_path, {"seed": 0})
+
+
+def test_progress(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("DEPTHLAB_JOB", "3/18")
+    data = batches()
+    fit = trainer(max_epochs=2, callbacks=[RunProgress("net-sgd", seconds=0)], enable_progress_bar=True)
+    fit.fit(Classifier(nn.Linear(5, 3), SGD), data, data)
+    text = screen.getvalue()
+    for part in ("[3/18] net-sgd", "epoch 1/2 loss", "epoch 2/2 loss", "error", "lr 0.1", "img/s", "val/error", "100%"):
+        assert part in text

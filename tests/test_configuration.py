@@ -1,0 +1,98 @@
+"""Every file composes and builds; every mistake gets one line with key, value and way out."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from configuration import build, explain, network, problems, resolve
+from conftest import ROOT
+
+CONF = ROOT / "conf"
+
+
+def config(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("train", list(overrides), return_hydra_config=False))
+
+
+def files(group: str) -> list[str]:
+    root = CONF / group
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+GROUPS = ("arch", "sched", "grow", "augment", "optim", "data", "trainer", "logger", "experiment")
+EVERY_FILE = [(group, name) for group in GROUPS for name in files(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY_FILE, ids=["=".join(x) for x in EVERY_FILE])
+def test_every_file_composes_and_builds(group, name):
+    more = ["arch=resnet20"] if (group, name) == ("grow", "multilevel") else []
+    whole = config(f"{group}={name}", *more)
+    assert problems(whole) == []
+    assert build(whole, "sched").run_epochs >= 1
+    assert network(whole, device="meta") is not None
+    if group != "experiment":
+        assert whole[group]["name"] if group != "trainer" else True
+
+
+def test_depth_is_an_option():
+    assert config("arch=resnet", "arch.depth=44")["arch"]["name"] == "resnet44"
+    assert config("arch=plain20")["arch"]["name"] == "plain20"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("budget=0", "budget=0: input should be greater than 0"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("seed=true", "seed=True: input should be a valid integer"),
+        ("sched.epochs=-3", "sched.epochs=-3: input should be greater than or equal to 1"),
+        ("sched.epochs=1.5", "sched.epochs=1.5: input should be a valid integer"),
+        ("sched.lr_max=abc", "sched.lr_max=abc: input should be a valid number"),
+        ("sched.lr_max=1e-7", "sched.lr_max must be > lr_min, got 1e-07 <= 1e-06"),
+        ("sched.clip=-1", "sched.clip=-1: input should be greater than 0"),
+        ("trainer.devices=3", "data.batch_size=100 is the global batch and does not divide by the 3 devices"),
+        ("trainer.precision=banana", "trainer.precision=banana: input should be '64-true', '32-true'"),
+        ("data.batch_size=0", "data.batch_size=0: input should be greater than or equal to 1"),
+        ("optim.decay=some", "optim.decay=some: input should be 'kernels' or 'all'"),
+        ("optim.weight_decay=-1", "optim.weight_decay=-1: input should be greater than or equal to 0"),
+        ("augment.flip=2", "augment.flip must lie in [0, 1], got 2"),
+        ("+foo=1", "foo: no such key"),
+        ("+trainer.precison=32", "trainer.precison: no such key; did you mean precision?"),
+        ("+sched.lr_maxx=0.1", "sched.lr_maxx: no such key; did you mean lr_max"),
+        ("logger.name=wanb", "logger.name=wanb: input should be 'csv', 'wandb' or 'tensorboard'"),
+        ("arch.init=xavier", "arch.init must be one of"),
+    ],
+)
+def test_bad_values(override, line):
+    found = problems(config("sched=sgdr", override))
+    assert len(found) == 1
+    assert line in found[0]
+    assert "\n" not in found[0]
+
+
+def test_bad_depth():
+    assert problems(config("arch=resnet", "arch.depth=21")) == [
+        "arch.depth must be 6n + 2 (8, 14, 20, ...), got 21; the nearest is 20"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("arch=resnet10", "arch=resnet10: there is no such arch; did you mean"),
+        ("sched=sgdrr", "sched=sgdrr: there is no such sched; did you mean sgdr or sgd?"),
+        ("data=cifar", "data=cifar: there is no such data; did you mean cifar10 or cifar100?"),
+        ("experiment=barz2018/table2", "experiment"),
+        ("sched.lr_maxx=0.1", "sched.lr_maxx: no such key; did you mean lr_max"),
+        ("budgt=0.1", "budgt: no such key; did you mean budget"),
+        ("arhc=plain11", "arhc"),
+        ("sched.lr_max=[1", "sched.lr_max=[1"),
+    ],
+)
+def test_bad_names(override, line):
+    with pytest.raises(HydraException) as error:
+        config("sched=sgdr", override)
+    said = explain(error.value)
+    assert line in said
+    assert "\n" not in said

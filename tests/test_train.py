@@ -1,0 +1,143 @@
+"""`python src/train.py` as a user runs it: records, skips, resumes, stops, refuses."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY
+
+
+def only_run(tmp_path: Path) -> Path:
+    (folder,) = [p for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")]
+    return folder
+
+
+def wait_for(path: Path, process, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_one_run_from_nothing_to_record(cli, tmp_path):
+    code, output = cli(*TINY, "sched=sgdr", "budget=0.012", "seed=0")
+    assert code == 0, output
+    folder = only_run(tmp_path)
+    assert folder.name.startswith("resnet8-sgdr-digits-s0-")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["epochs"] == 2
+    assert result["steps"] == 8
+    assert result["seed"] == 0
+    assert result["schema"] == 1
+    assert len(result["curves"]["val_error"]) == 2
+    for key in ("test_error", "test_loss", "train_loss", "seconds_per_epoch", "images_per_second", "flops_per_image"):
+        assert result[key] > 0
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {p.name for p in folder.iterdir()} == {"result.json", "metrics.csv", "config.json", "last.ckpt"}
+    torch.load(folder / "last.ckpt", weights_only=True)
+    again, output = cli(*TINY, "sched=sgdr", "budget=0.012", "seed=0")
+    assert again == 0
+    assert "done" in output
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_continued_is_the_whole(how, start, cli, tmp_path):
+    """The same command goes on, and ends with the weights of a run that nobody stopped."""
+    options = [*TINY, "trainer.limit_train_batches=15", "budget=0.05"]
+    code, output = cli(*options, "runs_dir=whole")
+    assert code == 0, output
+    process = start(*options)
+    wait_for(tmp_path / "runs", process)
+    while not list((tmp_path / "runs").glob("*/last.ckpt")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how], output
+    folder = only_run(tmp_path)
+    assert not (folder / "result.json").exists()
+    if how != signal.SIGKILL:
+        assert "the same command goes on" in output
+    code, output = cli(*options)
+    assert code == 0, output
+    (whole,) = (tmp_path / "whole").glob("*/last.ckpt")
+    a, b = (torch.load(p, weights_only=True)["state_dict"] for p in (whole, folder / "last.ckpt"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    one, two = (json.loads((p / "result.json").read_text()) for p in (whole.parent, folder))
+    for curve in set(one["curves"]) - {"seconds"}:
+        assert one["curves"][curve] == two["curves"][curve]
+    assert one["test_error"] == two["test_error"]
+
+
+def test_divergence_is_a_result(cli, tmp_path):
+    code, output = cli(*TINY, "sched=constant", "sched.lr=1e30", "budget=0.02")
+    assert code == 0, output
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["diverged"]
+    assert result["ended"] == "diverged"
+    assert result["test_error"] is None
+    assert "diverged at step" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["arch=resnet10"], "arch=resnet10: there is no such arch; did you mean"),
+        (["sched.lr_maxx=1"], "sched.lr_maxx: no such key"),
+        (["-m", "seed=0,1", "sched=sgdr", "sched.lr_max=0"], "sched.lr_max must be > lr_min, got 0"),
+        (["-m", "arch=plain11,resnet10"], "arch=resnet10: there is no such arch"),
+        (["data=imagefolder", "data.root=/nowhere"], "/nowhere"),
+        (["runs_dir=/proc/runs"], "runs_dir=/proc/runs: cannot be written"),
+        (["data=cifar100", "data_dir=/proc/data"], "/proc/data"),
+    ],
+)
+def test_refusals(arguments, said, cli, tmp_path):
+    """One readable line, exit code 2, nothing written."""
+    code, output = cli(*([] if any(a.startswith("data=") for a in arguments) else TINY), *arguments)
+    assert code == 2, output
+    assert said in output
+    assert "Traceback" not in output
+    assert len([line for line in output.splitlines() if line.startswith("train.py:")]) == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "multirun.yaml"]
+
+
+def test_a_tampered_image_is_noticed(cli, tmp_path, data_dir):
+    shutil.copytree(data_dir / "digits", tmp_path / "data" / "digits")
+    images = np.load(tmp_path / "data/digits/train_images.npy", mmap_mode="r+")
+    images[3, 4, 5] ^= 255
+    images.flush()
+    code, output = cli(*TINY, f"data.dir={tmp_path}/data")
+    assert code == 2, output
+    assert "train_images.npy" in output
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/"))
+
+
+def test_two_at_once_do_not_share_a_run(start, cli, tmp_path):
+    process = start(*TINY, "budget=0.2")
+    wait_for(tmp_path / "runs", process)
+    while not list((tmp_path / "runs").glob("*/config.json")):
+        time.sleep(0.02)
+    code, output = cli(*TINY, "budget=0.2")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert code == 75, output
+    assert "another process is at it" in output
+
+
+def test_help_is_quick(cli):
+    began = time.process_time(), os.times().children_user
+    code, output = cli("--help")
+    assert code == 0
+    assert "arch" in output
+    assert os.times().children_user - began[1] < 3  # seconds of processor time: no torch in it
