@@ -2,20 +2,20 @@
 
     Trainer(max_epochs=160, callbacks=[MultilevelCosine(), GrowDepth()]).fit(Classifier(MultilevelResNet()), data)
 
-When      at the start of the epochs 60 and 110 of 160 (`at`), scaled by the budget and rounded to whole epochs, exactly where
-          MultilevelCosine restarts the learning rate: 2-2-2 -> 4-4-4 -> 8-8-8 blocks. Any other schedule works too.
-Saves     43.75 % of the block steps of the deepest network trained throughout, 44.5 % of the FLOPs (ResNet-50, width 16):
-          blocks that are not there yet cost nothing.
-Momentum  "reset" forgets it, for all parameters [choice: the paper says nothing; "each cycle itself can be regarded as a
-          training process", and the rate jumps by 500]; "copy" keeps it, a new block inherits that of the block it copies.
-          Whatever else an optimiser keeps per parameter goes the same way.
-How       the same optimiser object is given the parameters in the order in which a fresh one would list them: appended at its
-          end, they would meet one another's momentum after a resume, in silence. The depth is a function of the epoch
-          alone; a resumed run's network is given its shape by Classifier, from the checkpoint, before weights are loaded.
-Devices   under DDP the model is wrapped anew at every growth: gradients of parameters that DDP has not been told of are not
-          averaged, and the ranks drift apart in silence. BatchNorm normalises each rank's share of the batch
+When      at the start of the epochs 60 and 110 of 160 (`at`), scaled by the budget and rounded to whole epochs, exactly
+          where MultilevelCosine restarts the learning rate: 2-2-2 -> 4-4-4 -> 8-8-8 blocks. Any other schedule works.
+Saves     43.75 % of the block steps of the deepest network trained throughout, 44.5 % of the FLOPs (ResNet-50, width
+          16): blocks that are not there yet cost nothing.
+Momentum  "reset" forgets it, for all parameters [choice: the paper says nothing; "each cycle itself can be regarded as
+          a training process", and the rate jumps by 500]; "copy" keeps it, a new block inherits that of the block it
+          copies. Whatever else an optimiser keeps per parameter goes the same way.
+How       the same optimiser object is given the parameters in the order in which a fresh one would list them: appended
+          at its end, they would meet one another's momentum after a resume, in silence. The depth is a function of the
+          epoch alone; a resumed run's network gets its shape from the checkpoint, by Classifier, before the weights.
+Devices   under DDP the model is wrapped anew at every growth: gradients of parameters that DDP has not been told of are
+          not averaged, and the ranks drift apart in silence. BatchNorm normalises each rank's share of the batch
           (trainer.sync_batchnorm=true: all of it); running statistics are rank 0's, sent to all before every forward
-          pass and at every growth. So with BatchNorm two processes do not give one process' numbers, with or without growth.
+          pass and at every growth. So with BatchNorm two processes do not give the numbers of one, growth or not.
 Compiled  a compiled network is compiled anew at growth, once per cycle for training and once for evaluation.
 """
 
@@ -50,9 +50,7 @@ class GrowDepth(Callback):
         Problem: at the start of a fit, where the network cannot grow or something in the trainer does not go with it.
     """
 
-    def __init__(
-        self, at: Sequence[int] = (60, 110), epochs: int = 160, budget: float = 1.0, momentum: str = "reset"
-    ):
+    def __init__(self, at: Sequence[int] = (60, 110), epochs: int = 160, budget: float = 1.0, momentum: str = "reset"):
         if momentum not in ("reset", "copy"):
             raise ValueError(f"grow.momentum must be reset or copy, got {momentum!r}")
         self.run_at = growth.growth_epochs(at, epochs, budget)
@@ -79,7 +77,9 @@ class GrowDepth(Callback):
             raise Problem(f"grow: works on one device and with DDP, not with {type(trainer.strategy).__name__}")
         for callback in trainer.callbacks:
             if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
-                raise Problem(f"grow: {type(callback).__name__} averages weights of one shape only; leave one of them out")
+                raise Problem(
+                    f"grow: {type(callback).__name__} averages weights of one shape; leave it out, or grow=none"
+                )
             if isinstance(callback, Schedule) and callback.run_epochs != self.run_epochs:
                 raise Problem(
                     f"grow.epochs with its budget gives {self.run_epochs} epochs, the schedule {callback.run_epochs}; "

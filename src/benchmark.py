@@ -6,7 +6,7 @@
 Images/s of training steps: data, augmentation (crop and flip), forward, backward, optimiser.
     conventional   PIL images, DataLoader with 0 and 2 workers, fp32, NCHW, eager, .item() per step
     ours           the Trainer with all callbacks of src/train.py; evaluation and checkpoints lie outside the steps
-    bare           ours without Lightning: the same network and batches in a loop of five lines
+    bare           ours without Lightning: the same network, batches and optimiser in a loop of five lines
 Also Lightning's own cost per step, on a tiny network, and the data path alone, both on one thread.
 """
 
@@ -113,6 +113,7 @@ class Ours:
 def flags(conventional: bool) -> None:
     """PyTorch's global settings: its defaults and cudnn.benchmark as public scripts have them, or src/train.py's."""
     torch.use_deterministic_algorithms(not conventional)
+    torch.utils.deterministic.fill_uninitialized_memory = conventional
     torch.backends.cudnn.benchmark = conventional
     torch.backends.cudnn.allow_tf32 = conventional
 

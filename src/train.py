@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,35 +29,40 @@ BUSY = 75  # exit code: another process is at this run
 FINAL = ("test_error", "test_loss", "train_loss", "train_error", "seconds_per_epoch")
 
 
-def train(config: dict[str, Any]) -> dict[str, Any]:
-    """One run: seed -> data -> architecture -> classifier -> callbacks -> loggers -> Trainer -> fit -> test -> record.
+class Parts(NamedTuple):
+    """What a run consists of, ready to fit."""
+
+    model: Any
+    data: Any
+    trainer: Any
+    record: Any
+    divergence: Any
+
+
+def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **settings: Any) -> Parts:
+    """Seed -> data -> architecture -> classifier -> callbacks -> loggers -> Trainer.
 
     Args:
         config: resolved and checked, see `configuration.checked`.
+        folder: the run's; made if needed.
+        more: further callbacks.
+        settings: of the Trainer, in place of the configuration's.
 
-    Returns:
-        The record, as `result.json` in the run's folder holds it.
+    Raises:
+        Problem: something is wrong with the images, before anything is written.
     """
     import lightning.pytorch as pl
-    import torch
 
-    from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint, resume_point
+    from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint
     from callbacks.divergence import Divergence
-    from callbacks.loggers import log_final, make_loggers
+    from callbacks.loggers import make_loggers
     from callbacks.progress import RunProgress
     from callbacks.record import Record
     from configuration import build, network
     from depthlab import Classifier, ImageData, records
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning and torch, not ours
-    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, for convolutions too
-
-    name = records.run_name(config)
-    folder = Path(config["runs_dir"]).absolute() / name
-    settings = dict(config["trainer"])
+    quieten()
+    settings = config["trainer"] | settings
     channels_last = settings.pop("channels_last")
     if channels_last is None:
         channels_last = not settings["precision"].endswith(("32-true", "64-true"))
@@ -68,11 +74,10 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         seed=config["seed"],
         memory_format="channels_last" if channels_last else "contiguous",
     )
-    data.prepare_data()  # now, so that what is wrong with the images is said before anything is written
-    net = network(config, data.num_classes)
+    data.prepare_data()
     optim = config["optim"]
     model = Classifier(
-        net,
+        network(config, data.num_classes),
         hydra.utils.instantiate(optim["optimizer"]),
         weight_decay=optim["weight_decay"],
         decay=optim["decay"],
@@ -82,21 +87,47 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     schedule, grow = build(config, "sched"), build(config, "grow")
     record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
     folder.mkdir(parents=True, exist_ok=True)
+    callbacks = [schedule, grow, divergence, record, RunProgress(folder.name), last_checkpoint(folder), *more]
     trainer = pl.Trainer(
-        **settings,
-        max_epochs=schedule.run_epochs,
+        **{"max_epochs": schedule.run_epochs} | settings,
         gradient_clip_val=config["sched"]["clip"],
-        callbacks=[
-            *filter(None, [schedule, grow, divergence, record, RunProgress(name)]),
-            last_checkpoint(folder),
-        ],
+        callbacks=[callback for callback in callbacks if callback is not None],
         plugins=[AtomicCheckpointIO()],
-        logger=make_loggers(config, name, folder),
+        logger=make_loggers(config, folder.name, folder),
         default_root_dir=folder,
         use_distributed_sampler=False,  # ImageData deals the images over the devices itself
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    return Parts(model, data, trainer, record, divergence)
+
+
+def quieten() -> None:
+    """What Lightning would say that means nothing here; and two settings of PyTorch."""
+    import torch
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning and torch, not ours
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, for convolutions too
+    torch.utils.deterministic.fill_uninitialized_memory = False  # with trainer.deterministic: 2 to 5 % of a CPU step
+
+
+def train(config: dict[str, Any]) -> dict[str, Any]:
+    """One run: `assemble` -> fit (from `last.ckpt` where there is one) -> test -> record.
+
+    Returns:
+        The record, as `result.json` in the run's folder holds it.
+    """
+    from callbacks.checkpoint import resume_point
+    from callbacks.loggers import log_final
+    from configuration import network
+    from depthlab import records
+
+    name = records.run_name(config)
+    folder = Path(config["runs_dir"]).absolute() / name
+    model, data, trainer, record, divergence = assemble(config, folder)
     checkpoint = resume_point(folder, record.identity)
     if trainer.is_global_zero:
         records.write_json(folder / "config.json", config)
@@ -138,14 +169,14 @@ def run(config: dict[str, Any]) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0":
         train(config)  # one more rank of a run that rank 0 answers for
         return 0
-    if (folder / "result.json").exists():
-        print(f"{name}: done, see {folder / 'result.json'}")
-        return 0
     lock = FileLock(writable(folder.parent / ".locks") / name)
     goes_on = f"the same command goes on from {folder / 'last.ckpt'}"
     code = 1
     try:
         lock.acquire(timeout=0)
+        if (folder / "result.json").exists():
+            print(f"{name}: done, see {folder / 'result.json'}")
+            return 0
         result = train(config)
         code = 0
     except Timeout:

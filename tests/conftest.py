@@ -31,7 +31,9 @@ def start(data_dir, tmp_path):
     """start(*arguments, env={}) -> Popen of `python src/train.py` with runs in tmp_path/runs."""
 
     def start(*arguments: str, env: dict[str, str] | None = None, script: str = "train.py") -> subprocess.Popen:
+        given = {a.partition("=")[0] for a in arguments}
         places = [f"data_dir={data_dir}", f"runs_dir={tmp_path}/runs"] if script == "train.py" else []
+        places = [place for place in places if place.partition("=")[0] not in given]
         return subprocess.Popen(
             [sys.executable, "-W", "error::ResourceWarning", str(ROOT / "src" / script), *arguments, *places],
             cwd=tmp_path,

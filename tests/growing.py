@@ -1,10 +1,11 @@
 """A network that grows from 2 to 4 to 8 blocks per stage within 6 epochs of 3 steps: what the tests of growth share."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
 
 from callbacks import GrowDepth, MultilevelCosine
 from depthlab import Classifier
@@ -47,10 +48,10 @@ def classifier(net: nn.Module | None = None, **options) -> Classifier:
     return Classifier(network() if net is None else net, weight_decay=2e-4, **options)
 
 
-def digest(model: LightningModule) -> str:
-    """Of all parameters and buffers, by name."""
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names and bits."""
     sha = hashlib.sha256()
-    for name, value in sorted(model.net.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         sha.update(name.encode())
-        sha.update(value.contiguous().numpy().tobytes())
+        sha.update(value.detach().contiguous().numpy().tobytes())
     return sha.hexdigest()

@@ -306,8 +306,8 @@ def test_growth_under(options, momentum):
             grads = [p.grad for p in pl_module.net.parameters() if p.grad is not None]
             norms.append(torch.stack([g.norm() for g in grads]).norm().item() if grads else 0.0)
 
-    style = options.pop("momentum_style", "torch") if "momentum_style" in (options := dict(options)) else "torch"
-    model = classifier(momentum_style=style)
+    options = {"momentum_style": "torch"} | options
+    model = classifier(momentum_style=options.pop("momentum_style"))
     run = trainer(momentum=momentum, callbacks=[Norms()], **options)
     run.fit(model, *images())
     assert growth.depth(model.net) == (8, 8, 8)
@@ -316,8 +316,16 @@ def test_growth_under(options, momentum):
         assert max(norms) <= limit * 1.001
 
 
-@pytest.mark.parametrize("kind", ["multilevel", "resnet"])
-def test_compiled_anew_once_per_cycle(kind):
+@pytest.mark.parametrize(
+    ("kind", "epochs", "expected"),
+    [
+        ("multilevel", 3, [13, 13, 25, 25]),
+        pytest.param("multilevel", EPOCHS, [13, 13, 25, 25, 49, 49], marks=pytest.mark.slow),
+        pytest.param("resnet", EPOCHS, [13, 13, 25, 25, 49, 49], marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_anew_once_per_cycle(kind, epochs, expected):
+    """Once to train and once to evaluate; the numbers are the convolutions in each graph."""
     compiled = []
 
     def backend(graph, inputs):
@@ -326,8 +334,8 @@ def test_compiled_anew_once_per_cycle(kind):
 
     model = classifier(network() if kind == "multilevel" else ResNet(depth=14, width=4))
     model.net.compile(backend=backend, fullgraph=True)
-    trainer().fit(model, *images())
-    assert compiled == [13, 13, 25, 25, 49, 49]  # for training and for evaluation
+    trainer(max_epochs=epochs).fit(model, *images())
+    assert compiled == expected
 
 
 def test_growth_goes_with_any_schedule():
@@ -355,10 +363,10 @@ def test_loss_right_after_growth_is_near_the_old_one():
     x = torch.tensor(digits.images * 15.9, dtype=torch.uint8)[..., None].repeat(1, 1, 1, 3)
     y = torch.tensor(digits.target)
     options = {"mean": [78.0] * 3, "std": [96.0] * 3}
-    train = Batches(x[:1500], y[:1500], 50, shuffle=True, **options)
+    train = Batches(x[:1000], y[:1000], 50, shuffle=True, **options)
     test = Batches(x[1500:], y[1500:], 297, **options)
     torch.manual_seed(0)
-    net = MultilevelResNet(blocks=4, width=8, bn_momentum=0.1)
+    net = MultilevelResNet(blocks=3, width=8, bn_momentum=0.1)
     run = Trainer(
         max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False,

@@ -50,7 +50,9 @@ def test_maps_and_channels(side):
 
 def test_only_the_very_first_block_lacks_a_leading_batchnorm():
     net = built(blocks=3)
-    assert [[block.bn1 is None for block in stage] for stage in net.stages] == [[True] + 2 * [False]] + 2 * [3 * [False]]
+    assert [[block.bn1 is None for block in stage] for stage in net.stages] == [[True] + 2 * [False]] + 2 * [
+        3 * [False]
+    ]
     assert not any("conv" in name and name.endswith("bias") for name, _ in net.named_parameters())
 
 

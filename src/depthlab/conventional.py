@@ -1,7 +1,7 @@
 """What ours is measured against: training as public CIFAR scripts do it, written anew.
 
-PIL transforms image by image, `DataLoader`, fp32, NCHW, eager, plain SGD, loss and accuracy read back in every step: the
-habits of akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar.
+PIL transforms image by image, `DataLoader`, fp32, NCHW, eager, plain SGD, loss and accuracy read back in every step:
+the habits of akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar.
 """
 
 from collections.abc import Iterator

@@ -1,25 +1,27 @@
 """Growing a residual network while it is trained (Chang et al. 2018, section 4.1, Fig. 5, App. B).
 
 In every stage at once each block gets a copy of itself to its right, and h is halved everywhere: Y + h F(Y) becomes two
-steps of h/2, which solve the same differential equation Y' = F(Y) and differ from the one step by O(h^2). The first block
-of a stage has other shapes (stage 1: no leading BatchNorm), so the block after it copies old block 2 (App. B):
+steps of h/2, which solve the same differential equation Y' = F(Y) and differ from the one step by O(h^2). The first
+block of a stage has other shapes (stage 1: no leading BatchNorm), so the block after it copies old block 2 (App. B):
 
     old    1       2       3       4
     new    1   2   3   4   5   6   7   8
     from   1   2   2   2   3   3   4   4
 
 That pair is h/2 F1 + h/2 F2, not h F1: the error rises at every growth, in the paper too (Fig. 6).
-Stem, head and classifier stay. Kernels, BatchNorm's parameters, its running statistics and counters are copied [choice: the
-paper names weights and BatchNorm parameters; without statistics evaluation right after growth would be meaningless].
+Stem, head and classifier stay. Kernels, BatchNorm's parameters, its running statistics and counters are copied
+[choice: the paper names weights and BatchNorm parameters; without statistics evaluation right after growth would be
+meaningless. They are those of the old h and settle within some hundred steps].
 
-A network can grow that has `stages`, a ModuleList of Sequentials of blocks, each block with a `step_size` and a `shortcut`;
+A network can grow that has `stages`, a ModuleList of Sequentials of blocks, each with a `step_size` and a `shortcut`;
 `depth`, its layers at present, is shown by the progress bar and in the record.
-In He's networks (ResNet) the same is done to ReLU(Y + h F(Y)), h = 1 at first: a step of the same equation, projected onto
-Y >= 0, so that the two half steps hold there too. The paper's networks are pre-activation (MultilevelResNet).
+In He's networks (ResNet) the same is done to ReLU(Y + h F(Y)), h = 1 at first: a step of the same equation, projected
+onto Y >= 0, so that the two half steps hold there too. The paper's networks are pre-activation (MultilevelResNet).
 """
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -69,9 +71,7 @@ def growth_epochs(at: Sequence[int], epochs: int, budget: float = 1.0) -> tuple[
     run_epochs = max(1, round(epochs * budget))
     points = run_points(at, epochs, run_epochs)
     if not rising([0, *points, run_epochs]):
-        enough = next(
-            (n for n in range(run_epochs + 1, epochs) if rising([0, *run_points(at, epochs, n), n])), epochs
-        )
+        enough = next((n for n in range(run_epochs + 1, epochs) if rising([0, *run_points(at, epochs, n), n])), epochs)
         raise ValueError(
             f"budget={budget:g} leaves {run_epochs} of {epochs} epochs and puts grow.at={list(at)} at {list(points)}, "
             f"but each depth needs an epoch; take budget >= {enough / epochs:.3g} ({enough} epochs) or fewer points"
@@ -80,13 +80,13 @@ def growth_epochs(at: Sequence[int], epochs: int, budget: float = 1.0) -> tuple[
 
 
 def rising(values: Sequence[int]) -> bool:
-    return all(a < b for a, b in zip(values, values[1:]))
+    return all(a < b for a, b in pairwise(values))
 
 
 def grow(net: nn.Module) -> dict[str, str]:
     """Double the blocks of every stage in place and halve h.
 
-    Copies keep device, dtype and memory format. Old blocks stay the same objects, so an optimiser's state holds on to them.
+    Copies keep device, dtype and memory format. Old blocks stay the same objects, so an optimiser finds their state.
 
     Returns:
         For each parameter and buffer of the grown network, by name, the name of the one before that it is or copies.
@@ -142,7 +142,7 @@ def state(net: nn.Module) -> dict[str, Any] | None:
 
 
 def set_depth(net: nn.Module, blocks: Sequence[int], step_size: float) -> None:
-    """Give `net` the shape that `state` described, deeper or shallower, before weights of that shape are loaded into it.
+    """Give `net` the shape that `state` described, deeper or shallower, before weights of that shape are loaded.
 
     Its own weights mean nothing afterwards: blocks are added to or taken from the end of each stage.
 

@@ -2,7 +2,7 @@
 
 glorot_uniform    U(+-sqrt(6 / (fan_in + fan_out)))   Keras' default, used by Barz & Denzler's code
 kaiming_normal    N(0, 2 / fan_out)                   He et al. 2015; the fully connected layer keeps torch's default
-truncated_normal  N(0, 2 / fan_out) cut at 2 sigma    Chang et al.'s code; the fully connected layer U(+-sqrt(3 / fan_in))
+truncated_normal  N(0, 2 / fan_out) cut at 2 sigma    Chang et al.'s code; fully connected: U(+-sqrt(3 / fan_in))
 """
 
 import math

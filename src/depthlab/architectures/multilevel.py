@@ -2,17 +2,17 @@
 
 Stem      Conv3x3 -> BatchNorm -> ReLU
 Block     Y <- shortcut(Y) + h F(Y),  F = [BN -> ReLU -> Conv3x3] twice; the very first block has no leading BN -> ReLU
-Stages    3 of n blocks, widths w, 2w, 4w (w = 16, wide: 32), maps 32, 16, 8 (the first block of stages 2 and 3 has stride 2)
+Stages    3 of n blocks, widths w, 2w, 4w (w = 16, wide: 32), maps 32, 16, 8 (stages 2 and 3 begin with stride 2)
 Head      BatchNorm -> ReLU -> global average pooling -> FC K
-Size      27w + 9w^2 (42n - 10) + 2w (14n + 1) + (4w + 1) K parameters, the paper's Table 5 to the last digit; 6n + 2 layers
+Size      6n + 2 layers, 27w + 9w^2 (42n - 10) + 2w (14n + 1) + (4w + 1) K parameters: Table 5 to the last digit
 Any image size divisible by 4: STL-10's 96x96 pass through the same network in maps of 96, 48, 24.
 
 h = 1 is the ordinary network; growth halves it (depthlab/growth.py).
 
-The paper says "pre-activation", two BN-ReLU-Conv per block, and gives the parameter counts. They leave two structures; ours
-is He et al.'s (2016b) rule for the first unit, which the authors' neighbouring code follows and which explains why they
-could not copy the first block of stage 1 (App. B). From that code too: parameter-free shortcut (2x2 average, zeros on both
-sides of the channels), no conv biases, BatchNorm eps 1e-3 and running average .99, initialisation (init.py,
+The paper says "pre-activation", two BN-ReLU-Conv per block, and gives the parameter counts. They leave two structures;
+ours is He et al.'s (2016b) rule for the first unit, which the authors' neighbouring code follows and which explains why
+they could not copy the first block of stage 1 (App. B). From that code too: parameter-free shortcut (2x2 average, zeros
+on both sides of the channels), no conv biases, BatchNorm eps 1e-3 and running average .99, initialisation (init.py,
 truncated_normal). Not known: whether their shortcut averaged (shortcut=subsample takes every second pixel instead).
 """
 
@@ -107,9 +107,7 @@ class MultilevelResNet(nn.Module):
             stage = nn.Sequential()
             for j in range(blocks):
                 out, first = width * 2**k, k == j == 0
-                stage.append(
-                    PreActivationBlock(channels, out, float(step_size), first, symmetric, bn_eps, bn_momentum)
-                )
+                stage.append(PreActivationBlock(channels, out, float(step_size), first, symmetric, bn_eps, bn_momentum))
                 channels = out
             stages.append(stage)
         self.stages = nn.ModuleList(stages)

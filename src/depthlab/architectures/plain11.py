@@ -65,6 +65,6 @@ class Plain11(nn.Module):
             if k > 0:
                 x = F.avg_pool2d(x, 2)  # 32 -> 16 -> 8 -> 4
             x = block(x)
-        x = x.mean(dim=(2, 3))  # (B, 512)
+        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (B, 512); not mean: its gradient keeps channels_last
         x = self.hidden_bn(F.relu(self.hidden(x)))
         return self.classifier(x)
