@@ -217,8 +217,8 @@ class OneCycle(Schedule):
 class MultilevelCosine(Schedule):
     """Cosine cycles that restart at the epochs `at`, where a network may grow (Chang et al. 2018, eq. 9).
 
-    Under a budget the restarts fall on whole epochs, the very ones at which `GrowDepth(at, epochs, budget)` grows; a cycle
-    shorter than half an epoch is left out.
+    Under a budget the restarts fall on whole epochs, the very ones at which `GrowDepth(at, epochs, budget)` grows;
+    a cycle shorter than half an epoch is left out.
 
     Args:
         reset: False for one cosine over all epochs (their Fig. 10).

@@ -232,9 +232,23 @@ def problems(config: dict[str, Any]) -> list[str]:
     if style == "keras" and sched.get("lr_min") == 0:
         lines.append("optim.momentum_style=keras divides by the learning rate: sched.lr_min must be > 0, got 0")
     try:
-        network(config, device="meta")
+        net = network(config, device="meta")
     except Problem as problem:
-        lines.append(str(problem))
+        return [*lines, str(problem)]
+    if config["grow"]["name"] != "none":
+        lines += growth_problems(config, net)
+    return list(dict.fromkeys(lines))
+
+
+def growth_problems(config: dict[str, Any], net: Any) -> list[str]:
+    from depthlab import growth
+
+    lines = growth.problems(net)
+    here, there = config["grow"].get("epochs"), config["sched"]["epochs"]
+    if here != there:
+        lines.append(f"grow.epochs={here} must be sched.epochs={there}: both scale with the budget")
+    if config["trainer"]["strategy"] not in ("auto", "ddp"):
+        lines.append(f"trainer.strategy={config['trainer']['strategy']}: a network grows on one device or with ddp")
     return lines
 
 

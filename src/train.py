@@ -122,7 +122,6 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     """
     from callbacks.checkpoint import resume_point
     from callbacks.loggers import log_final
-    from configuration import network
     from depthlab import records
 
     name = records.run_name(config)
@@ -142,7 +141,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         **{section: config[section]["name"] for section in ("arch", "sched", "grow", "data")},
         "seed": config["seed"],
         "budget": float(config["budget"]),
-        "flops_per_image": records.training_flops(network(config, data.num_classes, "meta"), data.image_size),
+        "flops_per_image": flops_per_image(config, data),
         "evaluated_on": data.evaluated_on,
         **record.summary(trainer, model),
         **divergence.summary(),
@@ -155,6 +154,17 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         log_final(trainer.loggers, {key: result[key] for key in FINAL if result[key] is not None})
         records.write_json(folder / "result.json", result)
     return result
+
+
+def flops_per_image(config: dict[str, Any], data: Any) -> float:
+    """To train on one image; of a growing network the mean over the run's epochs."""
+    from configuration import build, network
+    from depthlab import growth, records
+
+    net, grow = network(config, data.num_classes, "meta"), build(config, "grow")
+    if grow is None:
+        return records.training_flops(net, data.image_size)
+    return growth.mean_flops(net, data.image_size, grow.run_at, grow.run_epochs)
 
 
 def run(config: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread (bits depend on their number), the digits made once, the commands as a user runs them."""
+"""Shared by all tests: one thread (bits depend on it), the digits made once, the commands as a user runs them."""
 
 import os
 import subprocess

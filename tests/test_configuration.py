@@ -26,7 +26,7 @@ EVERY_FILE = [(group, name) for group in GROUPS for name in files(group)]
 
 @pytest.mark.parametrize(("group", "name"), EVERY_FILE, ids=["=".join(x) for x in EVERY_FILE])
 def test_every_file_composes_and_builds(group, name):
-    more = ["arch=resnet20"] if (group, name) == ("grow", "multilevel") else []
+    more = ["arch=ml14", "sched=multilevel_cosine"] if (group, name) == ("grow", "multilevel") else []
     whole = config(f"{group}={name}", *more)
     assert problems(whole) == []
     assert build(whole, "sched").run_epochs >= 1
@@ -69,6 +69,26 @@ def test_bad_values(override, line):
     assert len(found) == 1
     assert line in found[0]
     assert "\n" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["arch=plain11"], "grow: Plain11 has no stages of residual blocks, it cannot grow"),
+        (["arch=plain20"], "has no shortcuts"),
+        (["arch=multilevel", "arch.blocks=1"], "a stage of 1 block cannot grow"),
+        (["arch=ml14", "grow.at=[110,60]"], "rising"),
+        (["arch=ml14", "grow.at=[60,170]"], "rising"),
+        (["arch=ml14", "budget=0.01"], "each depth needs an epoch; take budget >= "),
+        (["arch=ml14", "grow.epochs=150"], "grow.epochs=150 must be sched.epochs=160"),
+        (["arch=ml14", "trainer.strategy=fsdp"], "grows on one device or with ddp"),
+    ],
+)
+def test_bad_growth(overrides, line):
+    found = problems(config("sched=multilevel_cosine", "grow=multilevel", *overrides))
+    assert found
+    assert all(line in said or "sched." in said for said in found)
+    assert any(line in said for said in found)
 
 
 def test_bad_depth():

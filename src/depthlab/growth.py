@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import nn
 
+from depthlab.records import training_flops
 from depthlab.schedules import run_points
 
 
@@ -112,6 +113,19 @@ def grow(net: nn.Module) -> dict[str, str]:
         return origin[".".join(parts[:3]) + "."] + parts[3] if parts[0] == "stages" else name
 
     return {name: before(name) for name in state_names(net)}
+
+
+def mean_flops(net: nn.Module, size: int, points: Sequence[int], run_epochs: int) -> float:
+    """Training FLOPs per image of a run that starts as `net` and grows at the epochs `points`; grows `net` on the way.
+
+    `net` may lie on the meta device.
+    """
+    total = 0
+    for k, (start, end) in enumerate(pairwise([0, *points, run_epochs])):
+        if k > 0:
+            grow(net)
+        total += (end - start) * training_flops(net, size)
+    return total / run_epochs
 
 
 def state_names(net: nn.Module) -> list[str]:

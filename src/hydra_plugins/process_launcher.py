@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 BUSY = 75
 TAIL = 12  # lines of a failed job's log that are repeated at the end
 # What a parent (DDP, torchrun, Slurm's job step) leaves in the environment and a fresh job must not inherit.
-FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass
