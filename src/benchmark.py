@@ -1,7 +1,7 @@
 """Speed of training, side by side with the conventional way, in one process, interleaved repetition by repetition.
 
     python src/benchmark.py                                     plain11, resnet20 and resnet110 on CIFAR-100
-    python src/benchmark.py --arch resnet20 --data synthetic    needs no images
+    python src/benchmark.py --arch resnet20 --data noise        needs no images
 
 Images/s of training steps: data, augmentation (crop and flip), forward, backward, optimiser.
     conventional   PIL images, DataLoader with 0 and 2 workers, fp32, NCHW, eager, .item() per step
@@ -26,21 +26,17 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from torch import nn
 
-from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint
-from callbacks.divergence import Divergence
-from callbacks.progress import RunProgress
-from callbacks.record import Record
-from configuration import build, checked, explain, network
-from depthlab import Classifier, ImageData, conventional
+from configuration import checked, explain, network
+from depthlab import conventional
 from depthlab.classifier import parameter_groups
 from depthlab.data import Batches
-from depthlab.data.sources import Arrays, load
+from depthlab.data.sources import load
 from depthlab.problem import Problem
 from depthlab.report import benchmark as page
 from depthlab.timing import Stopwatch, timed
+from train import assemble
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WARM_UP = 5  # steps; more than the four batches that two workers keep ready
@@ -49,23 +45,13 @@ Way = Callable[[Stopwatch, int], None]  # runs so many steps under the watch
 
 
 class Ours:
-    """A run as src/train.py makes it, its network kept warm over repetitions."""
+    """A run as src/train.py assembles it, its network kept warm over repetitions."""
 
-    def __init__(self, config: dict[str, Any], arrays: Arrays, net: nn.Module | None = None) -> None:
+    def __init__(self, config: dict[str, Any], net: nn.Module | None = None) -> None:
         self.config = config
-        self.settings = dict(config["trainer"])
-        given = self.settings.pop("channels_last")
-        self.channels_last = given if given is not None else self.settings["precision"] != "32-true"
-        optim = config["optim"]
-        self.optimizer = instantiate(optim["optimizer"])
-        self.net = network(config) if net is None else net
-        options = {k: optim[k] for k in ("weight_decay", "decay", "momentum_style")}
-        self.model = Classifier(self.net, self.optimizer, **options, channels_last=self.channels_last)
-        self.augment = build(config, "augment")
-        self.memory_format = "channels_last" if self.channels_last else "contiguous"
-        batch_size, name = config["data"]["batch_size"], config["data"]["name"]
-        self.data = ImageData(name, batch_size=batch_size, augment=self.augment, memory_format=self.memory_format)
-        self.data._arrays = arrays  # loaded once for all ways
+        with tempfile.TemporaryDirectory() as folder:
+            self.parts = assemble(config, Path(folder))
+        self.net = self.parts.model.net if net is None else net
 
     def __call__(self, watch: Stopwatch, count: int) -> None:
         class Timer(pl.Callback):
@@ -76,38 +62,30 @@ class Ours:
                     watch.stop()
 
         flags(conventional=False)
+        limits = {"max_epochs": 1, "limit_train_batches": WARM_UP + count, "limit_val_batches": 0}
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # the bar's lines
-            trainer = pl.Trainer(
-                **self.settings | {"limit_train_batches": WARM_UP + count, "limit_val_batches": 0},
-                max_epochs=1,
-                callbacks=[build(self.config, "sched"), Divergence(), Record(Path(folder)), RunProgress("benchmark"),
-                           last_checkpoint(Path(folder)), Timer()],
-                plugins=[AtomicCheckpointIO()],
-                logger=False,
-                default_root_dir=folder,
-                use_distributed_sampler=False,
-                num_sanity_val_steps=0,
-                enable_model_summary=False,
-            )  # fmt: skip
-            trainer.fit(self.model, self.data)
+            parts = assemble(self.config, Path(folder), [Timer()], **limits)
+            parts.model.net = self.net
+            parts.trainer.fit(parts.model, parts.data)
 
-    def batches(self, arrays: Arrays, device: torch.device) -> Batches:
-        images, labels = (torch.from_numpy(a).to(device) for a in (arrays.train_images, arrays.train_labels))
-        about = {"mean": arrays.mean, "std": arrays.std, "memory_format": self.memory_format}
-        return Batches(images, labels, self.data.batch_size, shuffle=True, augment=self.augment, **about)
+    def batches(self, device: torch.device) -> Batches:
+        data = self.parts.data
+        data.setup()
+        batches = data.train_dataloader()
+        batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
+        batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
+        return batches
 
-    def bare(self, arrays: Arrays, device: torch.device) -> Iterator[None]:
+    def bare(self, device: torch.device) -> Iterator[None]:
         """The same training without Lightning, on the same network: a step per `next`, fp32."""
-        optim = self.config["optim"]
-        batches, net = self.batches(arrays, device), self.net.to(device)
-        optimizer = self.optimizer(parameter_groups(net, optim["weight_decay"], optim["decay"]), lr=0.01)
-        while True:
-            for x, y in batches:
-                optimizer.zero_grad()
-                loss = F.cross_entropy(net(x), y)
-                loss.backward()
-                optimizer.step()
-                yield
+        model, net = self.parts.model, self.net.to(device)
+        optimizer = model.make_optimizer(parameter_groups(net, model.weight_decay, model.decay), lr=0.01)
+        for x, y in endless(self.batches(device)):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            yield
 
 
 def flags(conventional: bool) -> None:
@@ -136,9 +114,8 @@ def composed(arch: str, precision: str, args: argparse.Namespace) -> dict[str, A
     overrides = [f"arch={arch}"]
     if not (CONF / "arch" / f"{arch}.yaml").exists() and (match := re.fullmatch(r"(resnet|plain)(\d+)", arch)):
         overrides = ["arch=resnet", f"arch.depth={match[2]}", *(["arch.shortcut=none"] if match[1] == "plain" else [])]
-    data = "cifar100" if args.data == "synthetic" else args.data
     accelerator = {"cuda": "gpu"}.get(args.device, args.device)
-    more = [f"data={data}", f"data.batch_size={args.batch}", "augment=crop", f"trainer.precision={precision}"]
+    more = [f"data={args.data}", f"data.batch_size={args.batch}", "augment=crop", f"trainer.precision={precision}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(compose("train", [*overrides, *more, f"trainer.accelerator={accelerator}"]))
 
@@ -176,7 +153,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """All repetitions of all ways, as rows."""
     device = torch.device(args.device)
     first = composed(args.arch[0], "32-true", args)
-    arrays = conventional.noise() if args.data == "synthetic" else load(args.data, first["data"]["dir"])
+    arrays = load(args.data, first["data"]["dir"])
     limit = len(arrays.train_labels) // args.batch - WARM_UP  # a repetition stays within an epoch
     if limit < 1:
         raise Problem(f"--batch {args.batch}: {len(arrays.train_labels)} images are fewer than {WARM_UP + 1} batches")
@@ -185,10 +162,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     torch.set_num_threads(1)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, first["data"]["classes"]))
-    tiny = Ours(first, arrays, net)
-    ways = {page.OURS: tiny, page.BARE: stepping(tiny.bare(arrays, device), False)}
+    tiny = Ours(first, net)
+    ways = {page.OURS: tiny, page.BARE: stepping(tiny.bare(device), False)}
     rows += interleaved(ways, args, limit, {"part": "lightning", "network": "tiny"})
-    loaders = {page.PIL: conventional.loader(arrays, args.batch, 0), page.OURS: tiny.batches(arrays, device)}
+    loaders = {page.PIL: conventional.loader(arrays, args.batch, 0), page.OURS: tiny.batches(device)}
     ways = {name: stepping(endless(batches), name == page.PIL) for name, batches in loaders.items()}
     rows += interleaved(ways, args, limit, {"part": "data", "network": "-"})
     torch.set_num_threads(threads)
@@ -198,10 +175,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             net = network(composed(arch, "32-true", args)).to(device)
             ways[page.conventional(workers)] = stepping(conventional.training(net, batches, device), True)
         for precision in args.precision:
-            ours = Ours(composed(arch, precision, args), arrays)
+            ours = Ours(composed(arch, precision, args))
             ways[f"{page.OURS} {precision}"] = ours
             if precision == "32-true":
-                ways[f"{page.BARE} {precision}"] = stepping(ours.bare(arrays, device), False)
+                ways[f"{page.BARE} {precision}"] = stepping(ours.bare(device), False)
         rows += interleaved(ways, args, limit, {"part": "training", "network": arch})
     return rows
 
@@ -212,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", nargs="+", default=["plain11", "resnet20", "resnet110"], help="names of conf/arch")
     parser.add_argument("--precision", nargs="+", default=["32-true", "bf16-mixed"], help="of ours")
-    parser.add_argument("--data", default="cifar100", help="cifar10, cifar100, digits or synthetic; default: cifar100")
+    parser.add_argument("--data", default="cifar100", help="cifar10, cifar100, digits or noise; default: cifar100")
     parser.add_argument("--batch", type=int, default=100, help="default: 100")
     parser.add_argument("--repetitions", type=int, default=5, help="of each way; default: 5")
     parser.add_argument("--steps", type=int, help=f"of a repetition; default: {TARGET:g} s of the slowest way")

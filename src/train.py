@@ -87,7 +87,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     schedule, grow = build(config, "sched"), build(config, "grow")
     record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks = [schedule, grow, divergence, record, RunProgress(folder.name), last_checkpoint(folder), *more]
+    callbacks = [record, schedule, grow, divergence, RunProgress(folder.name), last_checkpoint(folder), *more]
     trainer = pl.Trainer(
         **{"max_epochs": schedule.run_epochs} | settings,
         gradient_clip_val=config["sched"]["clip"],

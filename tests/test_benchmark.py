@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ import benchmark
 from depthlab import conventional
 from depthlab.data import Batches
 from depthlab.data.augment import Crop
+from depthlab.data.sources import Arrays
 from depthlab.report import benchmark as page
 from depthlab.timing import Spread, Stopwatch, busy_seconds, timed
 
@@ -44,8 +46,14 @@ def test_refusals(arguments, word, tmp_path, monkeypatch, capsys):
     assert word in capsys.readouterr().err
 
 
+def noise(count):
+    images = np.random.default_rng(0).integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(count) % 10
+    return Arrays(images, labels, images, labels, tuple("0123456789"), (127.5,) * 3, (73.9,) * 3, {})
+
+
 def test_both_ways_see_the_same_kind_of_batch():
-    arrays = conventional.noise(count=400)
+    arrays = noise(count=400)
     images, labels = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.train_labels)
     options = {"mean": arrays.mean, "std": arrays.std}
     ours = Batches(images, labels, 200, shuffle=True, augment=Crop(pad=4), **options)
@@ -64,7 +72,7 @@ def test_both_ways_see_the_same_kind_of_batch():
 
 
 def test_workers_give_the_same_kind_of_batch():
-    arrays = conventional.noise(count=20)
+    arrays = noise(count=20)
     x, y = next(iter(conventional.loader(arrays, 10, workers=1)))
     assert x.shape == (10, 3, 32, 32)
     assert y.dtype == torch.int64

@@ -4,15 +4,18 @@ from importlib import import_module
 from typing import Any
 
 HOMES = {
-    "Classifier": "depthlab.classifier",
-    "ImageData": "depthlab.data",
-    "Plain11": "depthlab.architectures",
-    "ResNet": "depthlab.architectures",
+    "Classifier": "depthlab.classifier:Classifier",
+    "ImageData": "depthlab.data:ImageData",
+    "MultilevelResNet": "depthlab.architectures:MultilevelResNet",
+    "Plain11": "depthlab.architectures:Plain11",
+    "ResNet": "depthlab.architectures:ResNet",
+    "plain11": "depthlab.architectures:Plain11",  # torchvision's habit
 }
-__all__ = ["Classifier", "ImageData", "Plain11", "ResNet"]
+__all__ = ["Classifier", "ImageData", "MultilevelResNet", "Plain11", "ResNet", "plain11"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in HOMES:  # torch and Lightning are imported when they are needed: `--help` need not wait for them
         raise AttributeError(f"module 'depthlab' has no attribute {name!r}")
-    return getattr(import_module(HOMES[name]), name)
+    module, _, attribute = HOMES[name].partition(":")
+    return getattr(import_module(module), attribute)

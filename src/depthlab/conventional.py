@@ -51,15 +51,6 @@ def loader(arrays: Arrays, batch_size: int, workers: int, pin_memory: bool = Fal
     )
 
 
-def noise(count: int = 50_000, size: int = 32, classes: int = 100, seed: int = 0) -> Arrays:
-    """Random pixels and labels, for a benchmark without images: no step's cost depends on what a picture shows."""
-    random = np.random.default_rng(seed)
-    images = random.integers(256, size=(count, size, size, 3), dtype=np.uint8)
-    labels = random.integers(classes, size=count)
-    names = tuple(map(str, range(classes)))
-    return Arrays(images, labels, images[:classes], labels[:classes], names, (127.5,) * 3, (73.9,) * 3, {})
-
-
 def training(net: nn.Module, batches: DataLoader, device: torch.device) -> Iterator[tuple[float, float]]:
     """One training step per `next`, without end; yields the batch's loss and accuracy in percent."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

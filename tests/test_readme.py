@@ -1,0 +1,30 @@
+"""The README's Python lines run, its commands name what exists."""
+
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from configuration import problems, resolve
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"python src/train\.py ((?:[\w/=.,+-]+ ?)+)", README)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning", "ignore:The number of training batches")
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_library_lines(block, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEPTHLAB_DATA", str(data_dir))
+    names: dict = {}
+    exec(block, names)
+    assert names["data"].num_classes == 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose(command):
+    overrides = [re.sub(r"=([^,]+),.*", r"=\1", part) for part in command.split() if part != "-m"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert problems(resolve(compose("train", overrides))) == []
+    assert len(COMMANDS) >= 4
