@@ -80,6 +80,17 @@ def test_stopped_and_continued_is_the_whole(how, start, cli, tmp_path):
     assert one["test_error"] == two["test_error"]
 
 
+def test_cut_off_between_fit_and_record(cli, tmp_path):
+    """Trained to the end, but killed in the final test: only the test is done again, with the same record."""
+    assert cli(*TINY, "sched=sgdr", "budget=0.012")[0] == 0
+    path = only_run(tmp_path) / "result.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    assert cli(*TINY, "sched=sgdr", "budget=0.012")[0] == 0
+    after = json.loads(path.read_text())
+    assert {k: v for k, v in after.items() if before[k] != v}.keys() <= {"finished", "git"}
+
+
 def test_divergence_is_a_result(cli, tmp_path):
     code, output = cli(*TINY, "sched=constant", "sched.lr=1e30", "budget=0.02")
     assert code == 0, output

@@ -35,10 +35,11 @@ class Job:
     name: str
     folder: Path
     devices: int
+    on_gpu: bool
     state: str = "waiting"  # skipped, running, done, failed
     seconds: float = 0.0
     process: subprocess.Popen | None = None
-    slots: list[int] = field(default_factory=list)
+    slots: list[str] = field(default_factory=list)  # GPUs
     shown: int = 0  # bytes of the log already shown
 
     @property
@@ -118,8 +119,10 @@ class ProcessLauncher(Launcher):
                 continue
             name = run_name(config)
             folder = Path(config["runs_dir"]) / name
-            devices = config["trainer"]["devices"]
-            job = jobs.setdefault(name, Job(len(jobs) + 1, overrides, name, folder, devices))
+            trainer = config["trainer"]
+            on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda")
+            job = Job(len(jobs) + 1, overrides, name, folder, trainer["devices"], on_gpu)
+            job = jobs.setdefault(name, job)
             job.state = "skipped" if job.finished else "waiting"
         if complaints:
             raise Problem("\n".join(f"{line}  [in the job {where}]" for line, where in complaints.items()))
@@ -128,15 +131,15 @@ class ProcessLauncher(Launcher):
     def work(self, waiting: list[Job], total: int) -> None:
         """Keep up to `launcher.jobs` processes going until all have ended. No threads: jobs die with this one."""
         at_once, grace = self.config.launcher.jobs, self.config.launcher.grace
-        gpus = visible_gpus()
-        load = dict.fromkeys(gpus, 0)  # jobs on each
+        load = dict.fromkeys(visible_gpus(), 0)  # jobs on each
         running: list[Job] = []
         stop = StopSignal()
         todo = list(waiting)
         while (todo and not stop.received) or running:
             while todo and len(running) < at_once and not stop.received:
                 job = todo.pop(0)
-                job.slots = sorted(load, key=load.__getitem__)[: job.devices]
+                if job.on_gpu:  # the least loaded ones; more jobs than GPUs share
+                    job.slots = sorted(load, key=load.__getitem__)[: job.devices]
                 for gpu in job.slots:
                     load[gpu] += 1
                 self.start(job, total, at_once)
@@ -165,7 +168,7 @@ class ProcessLauncher(Launcher):
         if at_once == 1 and sys.stdout.isatty():
             more["DEPTHLAB_TERMINAL"] = "1"
         if job.slots:
-            more["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.slots))
+            more["CUDA_VISIBLE_DEVICES"] = ",".join(job.slots)
         elif at_once > 1:
             more.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
         print(f"[{job.number}/{total}] {job.name}: started, log in {job.log}", flush=True)
@@ -231,12 +234,13 @@ def show(job: Job, out: BinaryIO | None = None) -> None:
     out.flush()
 
 
-def visible_gpus() -> list[int]:
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may hold for each GPU that this process sees: numbers, or UUIDs."""
     import torch
 
-    if listed := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [int(k) for k in listed.split(",") if k.strip().isdigit()]
-    return list(range(torch.cuda.device_count()))
+    count = torch.cuda.device_count()
+    listed = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    return listed[:count] if listed else [str(k) for k in range(count)]
 
 
 def indented(text: str) -> str:
