@@ -178,6 +178,8 @@ class SGDR(Schedule):
         check(isinstance(factor, int) and factor >= 1, "factor", "a whole number >= 1", factor)
         check(formula in ("paper", "authors"), "formula", "paper or authors", formula)
         check(granularity in ("epoch", "step"), "granularity", "epoch or step", granularity)
+        authors_per_step = formula == "authors" and granularity == "step"
+        check(not authors_per_step, "granularity", "epoch where formula=authors, which counts epochs", granularity)
         self.options = {
             "cycle": cycle,
             "factor": factor,

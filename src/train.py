@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from depthlab.problem import Problem
 
-# Before torch is imported: OpenMP threads that spin while they wait take a shared machine's cores from one another (half
-# the images/s on two busy cores); on a quiet machine a thousand rounds of spinning are as good as endless ones.
+# Before torch is imported: OpenMP threads that spin while they wait take a shared machine's cores from one another,
+# half the images/s on two busy cores; on a quiet machine a thousand rounds of spinning are as good as endless ones.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 BUSY = 75  # exit code: another process is at this run

@@ -17,7 +17,7 @@ SCHEDULES = {
     "sgd": callbacks.SGD(epochs=4, warmup=1, milestones=(2, 3)),
     "clr": callbacks.CLR(epochs=4, half_cycle=1),
     "sgdr": callbacks.SGDR(epochs=4, cycle=1),
-    "sgdr-step": callbacks.SGDR(epochs=4, cycle=1, granularity="step", formula="authors"),
+    "sgdr-step": callbacks.SGDR(epochs=4, cycle=1, granularity="step"),
     "constant": callbacks.Constant(epochs=4),
     "step": callbacks.Step(epochs=4, milestones=(1, 3)),
     "one_cycle": callbacks.OneCycle(epochs=4),

@@ -126,6 +126,7 @@ def test_budget_keeps_every_restart():
         (lambda: SGD(milestones=(120, 80)), "sched.milestones must be rising"),
         (lambda: SGD(milestones=(80, 200)), "sched.milestones must be rising"),
         (lambda: SGDR(formula="mine"), "sched.formula must be paper or authors, got mine"),
+        (lambda: SGDR(formula="authors", granularity="step"), "sched.granularity must be epoch where"),
         (lambda: SGDR(budget=0), "sched.budget must be > 0, got 0"),
     ],
 )

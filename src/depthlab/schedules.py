@@ -92,14 +92,12 @@ def sgdr(
             their code ran: after a cycle's first epoch the index is one ahead, so its last epoch runs at lr_min.
         granularity: "epoch", constant within an epoch (Barz & Denzler); "step" (Loshchilov & Hutter).
     """
-    if granularity == "epoch":
-        position, length = restarts(t // steps_per_epoch, cycle, factor)
-        ahead = 1
-    else:
+    if granularity == "step":
         position, length = restarts(t, cycle * steps_per_epoch, factor)
-        ahead = steps_per_epoch
-    if formula == "authors" and position > 0:
-        position = min(position + ahead, length)
+    else:
+        position, length = restarts(t // steps_per_epoch, cycle, factor)
+        if formula == "authors" and position > 0:
+            position += 1
     return cosine(position / length, lr_min=lr_min, lr_max=lr_max)
 
 
