@@ -4,7 +4,7 @@
     python src/analyze.py run='runs/ml*' analysis=norms analysis.images=1000
 
 Writes analysis-<name>.{json,npz,png} into the run's folder and the scalars into its result.json; what is there already
-is not measured again. Several runs are also drawn together. A run broken off is measured as its last.ckpt has it.
+is not measured again. Several runs are drawn together, too. A run broken off is measured as its last.ckpt has it.
 """
 
 import json
@@ -25,11 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from depthlab.problem import Problem
 
-ABOUT = ("name", "figure", "split", "images")  # keys of an analysis besides its function's options
-
-
-def options_of(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key not in (*ABOUT, "_target_")}
+ABOUT = ("_target_", "name", "figure", "split", "images")  # keys of an analysis besides its function's options
 
 
 def function(section: dict[str, Any]) -> Callable[..., Any]:
@@ -40,131 +36,119 @@ def function(section: dict[str, Any]) -> Callable[..., Any]:
     """
     from configuration import check_arguments
 
-    check_arguments("analysis", {"_target_": section["_target_"]} | options_of(section))
-    return partial(get_object(section["_target_"]), **options_of(section))
+    options = {key: value for key, value in section.items() if key not in ABOUT}
+    check_arguments("analysis", {"_target_": section["_target_"]} | options)
+    return partial(get_object(section["_target_"]), **options)
 
 
-def folders(runs: str | list[str] | None) -> list[Path]:
-    """Raises:
-    Problem: none is given, or what is given is no run's folder.
-    """
-    found: list[Path] = []
-    for run in [runs] if isinstance(runs, str) else runs or []:
-        path = Path(run)
-        if any(c in run for c in "*?"):
-            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            found += (new := [p for p in matches if (p / "last.ckpt").exists()])
-            if not new:
-                raise Problem(f"run={run}: matches no run's folder with a last.ckpt")
-            continue
-        for name, way_out in (("config.json", "take a folder that src/train.py made"), ("last.ckpt", "train it first")):
-            if not (path / name).exists():
-                raise Problem(f"run={run}: there is no {name} in it; {way_out}")
-        found.append(path)
-    if not found:
-        raise Problem("run: say which run's folder, run=runs/<name>")
-    return list(dict.fromkeys(found))
-
-
-def device(name: str) -> Any:
-    """Raises:
-    Problem: there is no such device.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise Problem(f"device={name}: {str(error).splitlines()[0]}; take device=auto or cpu") from error
-
-
-def trained(config: dict[str, Any], checkpoint: dict[str, Any], on: Any) -> Any:
+def trained(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int, device: Any) -> Any:
     """The run's network as its checkpoint has it: shape, weights and precision."""
     from configuration import network
     from depthlab import growth
 
-    prefix = "net."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    net = network(config, len(state[max(k for k in state if k.startswith("classifier."))]), "cpu")
-    if checkpoint.get("growth"):
+    net = network(config, num_classes)
+    if checkpoint.get("growth") is not None:
         growth.set_depth(net, **checkpoint["growth"])
-    net = net.to(next(v.dtype for v in state.values() if v.is_floating_point()))
-    net.load_state_dict(state)
-    return net.to(on).eval()
+    weights = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+    net.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    return net.to(device).eval()
 
 
-def analyze(folder: Path, section: dict[str, Any], on: Any, data_dir: str | None = None, force: bool = False) -> Any:
-    """Measure one run and write what was found; or read it where it was measured before.
+def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | None, force: bool) -> Any:
+    """The analysis of one run: measured and written, or read where that was done before. Returns its Result.
 
     Raises:
-        Problem: the run has no use for this analysis, or what was measured before has other options or weights.
+        Problem: the run cannot be measured so, or was measured with other options or at another step.
     """
     import torch
 
     from depthlab import ImageData, records
-    from depthlab.analysis import choose, files, measure, needs
+    from depthlab.analysis import choose, drawing, files, measure
 
+    name, path = section["name"], folder / "last.ckpt"
     config = json.loads((folder / "config.json").read_text())
     try:
-        checkpoint = torch.load(folder / "last.ckpt", map_location="cpu", mmap=True, weights_only=True)
-        subject = {"run": records.run_name(config), "step": checkpoint["global_step"], "growth": checkpoint["growth"]}
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        options = {key: value for key, value in section.items() if key not in ("_target_", "figure")}
+        subject = {"analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")}
     except Exception as error:
-        raise Problem(f"{folder / 'last.ckpt'}: not a readable checkpoint of depthlab ({error!r})") from error
-    name, analysis = section["name"], function(section)
-    subject |= {"analysis": {k: v for k, v in section.items() if k not in ("figure", "_target_")}}
-    old = None if force else files.read(folder, name)
-    if old is not None:
-        result, about = old
-        if differs := [f"{k}={about.get(k)} (now {v})" for k, v in subject.items() if about.get(k) != v]:
-            raise Problem(f"{folder / f'analysis-{name}.json'}: is there with {', '.join(differs)}; set force=true")
-        print(f"{folder.name}: {name} is there already")
-    else:
-        path = folder / "result.json"
+        raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__})") from error
+    if not force and (there := files.read(folder, name)) is not None:
+        result, about = there
+        for key, now in subject.items():
+            if about[key] != now:
+                way_out = f"{key} was {about[key]} and is {now}; force=true measures anew"
+                raise Problem(f"{files.json_path(folder, name)}: another measurement is there, its {way_out}")
+        print(f"{folder.name}: {name} is there, see {files.json_path(folder, name)}")
+        files.add_to_record(folder, name, result)
+        return result
 
-        def record() -> dict[str, Any]:
-            if not path.exists():
-                raise Problem(f"{folder}: has not finished, and analysis={name} needs its result.json")
-            return json.loads(path.read_text())
-
-        def batches() -> Any:
-            options = {k: v for k, v in config["data"].items() if v is not None}
-            data = ImageData(**options | ({"dir": data_dir} if data_dir else {}), seed=config["seed"])
-            return choose(data, section["split"], section["images"], on)
-
-        began = time.perf_counter()
-        result = measure(
-            analysis, net=lambda: trained(config, checkpoint, on), batches=batches, record=record
-        )
-        about = subject | {
-            "needs": needs(analysis),
-            "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": time.perf_counter() - began,
-            **records.provenance(on),
-        }
-        files.write(folder, name, result, about, drawn(section, {folder.name: result}))
-        print(f"{folder.name}: {name} measured, see {folder / f'analysis-{name}.json'}")
-    note(folder, name, result)
+    images = {"dir": data_dir} if data_dir else {}
+    data = ImageData(**{k: v for k, v in config["data"].items() if v is not None} | images, seed=config["seed"])
+    given = {
+        "net": lambda: trained(config, checkpoint, data.num_classes, device),
+        "batches": lambda: choose(data, section["split"], section["images"], device),
+    }
+    if (folder / "result.json").exists():
+        given["record"] = lambda: json.loads((folder / "result.json").read_text())
+    began = time.perf_counter()
+    result = measure(function(section), **given)
+    about = {"run": folder.resolve().name, **subject, "seconds": time.perf_counter() - began}
+    about |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), **records.provenance(device)}
+    png = drawing.png(get_object(section["figure"])({folder.name: result}))
+    files.write(folder, name, result, about, png)
+    files.add_to_record(folder, name, result)
+    print(f"{folder.name}: {name} measured, see {files.json_path(folder, name)}")
     return result
 
 
-def drawn(section: dict[str, Any], results: dict[str, Any]) -> bytes | None:
-    if section.get("figure") is None:
-        return None
-    from depthlab.analysis.drawing import png
+def run(config: dict[str, Any]) -> None:
+    """Every run's analysis, and of several the figure that shows them together."""
+    if config.get("analysis") is None:
+        known = sorted(path.stem for path in (Path(__file__).parents[1] / "conf/analysis").glob("*.yaml"))
+        raise Problem(f"analysis: say which, there is {', '.join(known)}")
+    from depthlab.analysis import device_of, drawing, files
+    from train import quieten
 
-    return png(get_object(section["figure"])(results))
-
-
-def note(folder: Path, name: str, result: Any) -> None:
-    """The scalars into result.json, if the run has finished."""
-    from filelock import FileLock
-
-    from depthlab.records import write_json
-    ...
+    quieten()
+    section, device = config["analysis"], device_of(config["device"])
+    function(section)  # complains before anything is loaded
+    folders = files.run_folders(config["run"])
+    found = {f.name: analyze(f, section, device, config["data_dir"], config["force"]) for f in folders}
+    if len(found) > 1:
+        path = Path(config["together"]) / f"{section['name']}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, drawing.png(get_object(section["figure"])(found)))
+        print(f"{len(found)} runs together: {path}")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="analyze")
 def main(cfg: DictConfig) -> None:
-    ...
+    from configuration import resolve
+
+    try:
+        run(resolve(cfg))
+    except (Problem, OSError) as problem:  # here, before Hydra adds words of its own
+        sys.exit(refuse(problem))
+
+
+def refuse(message: object) -> int:
+    print(f"analyze.py: {message}", file=sys.stderr)
+    return 2
+
+
+def cli() -> None:
+    """`main`, with every refusal in one line and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(refuse(problem))
+    except (HydraException, OmegaConfBaseException) as error:
+        from configuration import explain
+
+        sys.exit(refuse(explain(error)))
+
+
+if __name__ == "__main__":
+    cli()

@@ -91,6 +91,20 @@ def like(net: nn.Module, x: Tensor) -> Tensor:
     return x.to(p.device, p.dtype)
 
 
+def device_of(name: str) -> torch.device:
+    """A device by name; "auto" takes the best there is.
+
+    Raises:
+        Problem: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise Problem(f"device={name}: {str(error).splitlines()[0]}; take device=auto or cpu") from error
+
+
 def choose(data: ImageData, split: str = "test", images: int | None = None, device: Any = "cpu") -> Batches:
     """Batches of `images` images chosen at random, always the same ones (test sets may be sorted by class).
 

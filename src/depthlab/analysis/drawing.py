@@ -1,4 +1,4 @@
-"""What the figures of the analyses share. No pyplot: nothing global, no display needed; the same input, the same bytes."""
+"""What the figures of the analyses share. No pyplot: nothing global, no display needed; the same input, same bytes."""
 
 import io
 from typing import Any

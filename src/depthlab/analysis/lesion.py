@@ -208,8 +208,9 @@ def figure(results: Mapping[str, Result]) -> Any:
     rows = drawing.subplots(len(results), 3, squeeze=False, width_ratios=(2, 1, 1))
     for (name, result), (one, many, mixed) in zip(results.items(), rows, strict=True):
         of, whole = result.arrays, result.scalars["error"]
-        for chosen, colour, label in ((of["first"], COLOURS[1], "first of a stage"), (~of["first"], COLOURS[0], "later")):
-            one.bar(np.flatnonzero(chosen), of["removed_one"][chosen], color=colour, label=label)
+        for is_first, colour, label in ((True, COLOURS[1], "first of a stage"), (False, COLOURS[0], "later")):
+            j = np.flatnonzero(of["first"] == is_first)
+            one.bar(j, of["removed_one"][j], color=colour, label=label)
         one.set(xlabel="block removed", ylabel="error (%)", title=name)
         stage_lines(one, of["first"])
         mean, std = of["removed"].mean(1), of["removed"].std(1)

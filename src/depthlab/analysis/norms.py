@@ -105,7 +105,7 @@ def watching(blocks: Sequence[nn.Module], see: Callable[[int, Tensor, Tensor], N
 
 
 def slope(results: Sequence[Result]) -> float | None:
-    """Of log gamma against log d, least squares: -1 where gamma is proportional to 1/d. None for fewer than 2 depths."""
+    """Of log gamma against log d, least squares; -1 where gamma falls like 1/d. None for fewer than 2 depths."""
     d, gamma = ([r.scalars[key] for r in results] for key in ("blocks", "gamma"))
     return float(np.polyfit(np.log(d), np.log(gamma), 1)[0]) if len(set(d)) > 1 else None
 
@@ -119,7 +119,7 @@ def difference(one: Result, other: Result) -> float:
 
 
 def figure(results: Mapping[str, Result]) -> Any:
-    """One network: ||Y_j|| and ||G_j|| by block, Fig. 4. Several: ||F|| against time, Fig. 7, and gamma by d, Fig. 3."""
+    """One network: ||Y_j|| and ||G_j|| by block, Fig. 4. Several: ||F|| by time, Fig. 7, and gamma by d, Fig. 3."""
     from depthlab.analysis.drawing import COLOURS, canvas, stage_lines
 
     if len(results) == 1:

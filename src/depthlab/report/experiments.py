@@ -5,7 +5,8 @@ The file is a Hydra configuration; here it is read as plain YAML, so that a repo
     hydra.sweeper.params    the axes of the table, in this order; `seed` is what a cell averages over
     defaults                `override /data: cifar100` fixes the data set
     budget, trainer.precision    the experiment's own, where it sets them
-    paper                   title, cite, labels, published, notes, ratios (see `Experiment`); or figure: schedules
+    paper                   title, cite, labels, published, notes, ratios, leave_out (see `Experiment`); or figure:
+                            schedules; padding is for the file's own interpolations
 """
 
 import re
@@ -21,7 +22,8 @@ from depthlab.problem import Problem
 Cell = dict[str, Any]  # axis -> value, e.g. {"arch": "plain11", "sched": "sgd"}
 
 PAPER_KEYS = {
-    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "figure", "schedules", "steps_per_epoch"
+    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding",
+    "figure", "schedules", "steps_per_epoch",
 }  # fmt: skip
 
 
@@ -32,7 +34,8 @@ class Experiment:
     `paper["published"]` is a list of cells with their numbers (`{arch: plain11, sched: sgd, test_error: 28.48, ...}`;
     a number holds for every cell that agrees with the axes it names), `paper["notes"]` a list of
     `{at: {sched: sgdr}, column: test_error, text: ...}`, `paper["ratios"]` a list of `{of: {...}, over: {...}}`,
-    `paper["labels"]` the printed names of axes and values.
+    `paper["labels"]` the printed names of axes and values, `paper["leave_out"]` combinations that are no cells
+    (`{arch: ml50, grow: multilevel}`).
     """
 
     id: str
@@ -52,7 +55,8 @@ class Experiment:
         return self.paper.get("title") or self.id
 
     def cells(self) -> list[Cell]:
-        return [dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
+        cells = [dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
+        return [cell for cell in cells if not any(agrees(no, cell) for no in self.paper.get("leave_out") or [])]
 
     def published(self, cell: Cell) -> dict[str, Any]:
         """The paper's numbers for a cell; {} where the paper has none."""
@@ -136,6 +140,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _number(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)
@@ -145,4 +151,6 @@ def _number(text: str) -> Any:
 
 
 def _cli(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

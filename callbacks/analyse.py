@@ -1,0 +1,105 @@
+"""An analysis of depthlab.analysis during training.
+
+    from depthlab.analysis.norms import norms
+    Trainer(callbacks=[Analyse(norms, at=(0, 60, 110, 160), images=1000)])
+
+Measured before the first epoch (0) and after the epochs asked for, on rank 0, in evaluation mode; the weights, every
+module's mode and the random numbers of training stay as they are, so a run with it ends where one without it does.
+Scalars go to the loggers as `<name>/<key>` and into `rows`, which travel in the checkpoint; with a folder also to
+`analysis-<name>-epoch<e>.{npz,json}`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from depthlab.analysis import Images, Result, choose, files, measure, needs
+from depthlab.problem import Problem
+from depthlab.schedules import run_points
+
+
+class Analyse(Callback):
+    """Args:
+    analysis: function of `net` and `batches`, its options bound (`functools.partial`).
+    at: epochs of the recipe after which to measure; 0 is before the first.
+    every: and after every so many.
+    epochs: length of the recipe, which the budget scales with all its epochs; None takes `at` and `every` as they are.
+    budget: the fraction of the recipe that is run, as in the schedule.
+    split, images: which images, see `depthlab.analysis.choose`.
+    batches: other images than the trainer's datamodule has.
+    name: of the analysis; None for the function's.
+    folder: for the arrays; None keeps scalars only.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        Problem: at the start of a fit, where there are no images to measure on.
+    """
+
+    def __init__(
+        self,
+        analysis: Callable[..., Result],
+        at: Sequence[int] = (),
+        every: int | None = None,
+        epochs: int | None = None,
+        budget: float = 1.0,
+        split: str = "test",
+        images: int | None = None,
+        batches: Images | None = None,
+        name: str | None = None,
+        folder: Path | None = None,
+    ):
+        if not at and every is None:
+            raise ValueError("analyse: say when, at=[...] (epochs) or every=...")
+        if any(e < 0 for e in at) or (every is not None and every < 1):
+            raise ValueError(f"analyse.at must be >= 0 and analyse.every >= 1, got {list(at)} and {every}")
+        if "record" in needs(analysis):
+            raise ValueError("analyse: this analysis needs a finished run; use src/analyze.py")
+        points = sorted({*at, *(range(every, epochs + 1, every) if every and epochs else ())})
+        run_epochs = epochs and max(1, round(epochs * budget))
+        self.run_at = set(run_points(points, epochs, run_epochs) if epochs else points)
+        self.every = None if epochs else every
+        self.analysis, self.split, self.images, self.batches, self.folder = analysis, split, images, batches, folder
+        self.name = name or getattr(analysis, "func", analysis).__name__
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def state_key(self) -> str:
+        return f"Analyse({self.name})"  # there may be several
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.batches is None and not hasattr(trainer.datamodule, "arrays"):
+            raise Problem("analyse: the trainer has no ImageData to take images from; give Analyse(batches=...)")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0 and 0 in self.run_at:
+            self.measure(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done in self.run_at or (self.every is not None and done % self.every == 0):
+            self.measure(trainer, pl_module, done)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        if not trainer.is_global_zero:  # all ranks have the same weights
+            return
+        with isolate_rng():
+            if self.batches is None:
+                self.batches = choose(trainer.datamodule, self.split, self.images, pl_module.device)
+            result = measure(self.analysis, net=lambda: pl_module.net, batches=lambda: self.batches)
+        scalars = files.plain(result.scalars)
+        self.rows.append({"epoch": epoch, **scalars})
+        numbers = {f"{self.name}/{key}": value for key, value in scalars.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=max(0, trainer.global_step - 1))
+        if self.folder is not None:
+            about = {"analysis": self.name, "epoch": epoch, "step": trainer.global_step}
+            files.write(self.folder, f"{self.name}-epoch{epoch:04d}", result, about)

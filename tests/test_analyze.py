@@ -1,0 +1,271 @@
+"""`python src/analyze.py` on a run of seconds; the same analysis during training."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from analyze import analyze, function, run, trained
+from callbacks.analyse import Analyse
+from callbacks.checkpoint import last_checkpoint
+from configuration import explain, resolve
+from conftest import ROOT, TINY
+from depthlab import ImageData
+from depthlab.analysis import Result, choose, files
+from depthlab.analysis.lesion import lesion
+from depthlab.analysis.norms import norms
+from depthlab.analysis.time_saved import time_saved
+from depthlab.problem import Problem
+from tests.growing import EPOCHS, classifier, digest, images, trainer
+from train import train
+
+
+def composed(name, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return resolve(compose(name, list(overrides)))
+
+
+def ask(*overrides):
+    run(composed("analyze", "device=cpu", *overrides))
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir, tmp_path_factory):
+    """A network that has grown 2-2-2 -> 4-4-4 -> 8-8-8, and plain11: a few steps each."""
+    runs = tmp_path_factory.mktemp("made") / "runs"
+    quick = [o for o in TINY if not o.startswith("arch")] + [f"data_dir={data_dir}", f"runs_dir={runs}", "budget=0.02"]
+    grown = ["arch=multilevel", "arch.width=4", "sched=multilevel_cosine", "grow=multilevel", "grow.at=[54,107]"]
+    for options in (grown, ["arch=plain11", "trainer.limit_train_batches=1"]):
+        train(composed("train", *quick, *options))
+    return {name: next(runs.glob(f"{name}*")) for name in ("ml", "plain11")}
+
+
+def test_command(runs, tmp_path):
+    folder = runs["ml"]
+    small = ["analysis.images=60", "analysis.draws=2", "analysis.remove=[1,2]", "analysis.shuffle=[1]"]
+    line = [f"run={folder}", "analysis=lesion", *small]
+    script = [sys.executable, str(ROOT / "src/analyze.py"), *line, "device=cpu"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    about = json.loads((folder / "analysis-lesion.json").read_text())
+    assert about["scalars"]["blocks"] == 24  # the grown depth
+    assert about["scalars"]["images"] == about["analysis"]["images"] == 60
+    assert about["growth"] == {"blocks": [8, 8, 8], "step_size": 0.25}
+    assert {"hardware", "versions", "git", "measured", "run", "step"} <= about.keys()
+    with np.load(folder / "analysis-lesion.npz") as arrays:
+        assert arrays["removed"].shape == (2, 2)
+        assert arrays["removed_one"].shape == (24,)
+    assert (folder / "analysis-lesion.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["analyses"]["lesion"] == about["scalars"]
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]  # nothing half-written is left
+
+    first = (folder / "analysis-lesion.json").stat().st_mtime_ns
+    ask(*line)
+    assert (folder / "analysis-lesion.json").stat().st_mtime_ns == first
+    with pytest.raises(Problem, match="'draws': 2.*force=true"):
+        ask(*line, "analysis.draws=3")
+
+
+def test_a_refused_command(tmp_path):
+    script = [sys.executable, str(ROOT / "src/analyze.py"), "run=nowhere", "analysis=lesion"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "analyze.py: run=nowhere: there is no config.json in it; take a folder that src/train.py made"
+    ]
+
+
+def test_error_is_the_records_and_force_measures_anew(runs):
+    """On the same images, the whole network's error is the one that training ended with."""
+    folder = runs["ml"]
+    config = json.loads((folder / "config.json").read_text())
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    net = trained(config, checkpoint, 10, "cpu")
+    assert all(torch.equal(v, checkpoint["state_dict"][f"net.{k}"]) for k, v in net.state_dict().items())
+    section = composed("analyze", "analysis=lesion")["analysis"] | {"name": "other", "remove": [], "shuffle": []}
+    result = analyze(folder, section, torch.device("cpu"), None, force=False)
+    record = json.loads((folder / "result.json").read_text())
+    assert result.scalars["error"] == pytest.approx(record["test_error"], abs=1e-4)
+    again = analyze(folder, section | {"draws": 2}, torch.device("cpu"), None, force=True)
+    assert again.scalars == result.scalars
+    assert json.loads((folder / "analysis-other.json").read_text())["analysis"]["draws"] == 2
+
+
+def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ask(f"run={runs['ml'].parent}/ml*", "analysis=time_saved")
+    scalars = json.loads((runs["ml"] / "result.json").read_text())["analyses"]["time_saved"]
+    assert scalars["block_steps"] == pytest.approx(100 * (1 - (1 / 4 + 1 / 2 + 1) / 3))  # an epoch each
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", "last.ckpt"):
+        (copy / name).write_bytes((runs["ml"] / name).read_bytes())
+    ask(f"run=[{runs['ml']},{copy}]", "analysis=norms", "analysis.images=20")
+    assert (tmp_path / "reports/norms.png").read_bytes().startswith(b"\x89PNG")
+    assert not (copy / "result.json").exists()  # unfinished: measured all the same
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["run=no*", "analysis=norms"], "run=no*: no run's folder"),
+        (["analysis=norms"], "run: say which run's folder"),
+        (["run=bare", "analysis=norms"], "run=bare: there is no last.ckpt in it; train it first"),
+        (["run=broken", "analysis=norms"], "last.ckpt: not a readable checkpoint"),
+        (["run=PLAIN", "analysis=norms"], "Plain11 has no residual blocks"),
+        (["run=PLAIN", "analysis=time_saved"], "did not grow"),
+        (["run=ML"], "analysis: say which, there is lesion, norms, time_saved"),
+        (["run=ML", "analysis=lesions"], "analysis=lesions: there is no such analysis; did you mean lesion?"),
+        (["run=ML", "analysis=lesion", "+analysis.drawz=2"], "analysis.drawz: no such key; did you mean draws?"),
+        (["run=ML", "analysis=lesion", "analysis.draws=few"], "analysis.draws=few: input should be a valid integer"),
+        (["run=ML", "analysis=norms", "analysis.images=9999", "force=true"], "analysis.images must lie in 1..297"),
+        (["run=ML", "analysis=norms", "analysis.split=val", "force=true"], "this run held out no images"),
+        (["run=ML", "analysis=norms", "device=cuda:77"], "device=cuda:77"),
+    ],
+)
+def test_refusals(overrides, said, runs, tmp_path, monkeypatch):
+    """In one line."""
+    for name in ("bare", "broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text((runs["ml"] / "config.json").read_text())
+    (tmp_path / "broken/last.ckpt").write_bytes(b"no checkpoint")
+    monkeypatch.chdir(tmp_path)
+    places = {"run=PLAIN": f"run={runs['plain11']}", "run=ML": f"run={runs['ml']}"}
+    with pytest.raises((Problem, HydraException)) as refused:
+        ask(*(places.get(override, override) for override in overrides))
+    line = str(refused.value) if isinstance(refused.value, Problem) else explain(refused.value)
+    assert said in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")))
+def test_every_analysis_file(name):
+    section = composed("analyze", f"analysis={name}")["analysis"]
+    assert section["name"] == name
+    assert callable(function(section))
+    assert callable(get_object(section["figure"]))
+
+
+# ---- during training
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # as in train.py
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
+]
+
+
+class Remember(Logger):
+    """Keeps what it is given."""
+
+    name = version = None
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def log_metrics(self, metrics, step=None):
+        self.seen.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def fit(*more, folder=None, until=EPOCHS, **options):
+    callbacks = [*more, *([last_checkpoint(folder)] if folder else [])]
+    run = trainer(folder, max_epochs=until, callbacks=callbacks, **options)
+    model = classifier()
+    checkpoint = folder and next(iter(folder.glob("last.ckpt")), None)
+    run.fit(model, *images(), ckpt_path=checkpoint)
+    return model
+
+
+def test_training_goes_on_as_if_nothing_had_been_measured(tmp_path):
+    log, analyse = Remember(), Analyse(norms, at=(0, 2), every=3, batches=images()[1], folder=tmp_path)
+    watched = fit(analyse, logger=log)
+    assert digest(watched.net.state_dict()) == digest(fit().net.state_dict())
+    assert watched.training
+    assert [(row["epoch"], row["blocks"]) for row in analyse.rows] == [(0, 6), (2, 6), (3, 12), (6, 24)]
+    seen = [(step, m["norms/gamma"]) for step, m in log.seen if "norms/gamma" in m]
+    assert seen == list(zip([0, 5, 8, 17], [row["gamma"] for row in analyse.rows]))
+    assert len(list(tmp_path.glob("analysis-norms-epoch*.npz"))) == 4
+    assert files.read(tmp_path, "norms-epoch0003")[0].arrays["F"].shape == (12,)
+    grown = norms(watched.net, images()[1])
+    assert analyse.rows[-1]["gamma"] == grown.scalars["gamma"]
+
+
+def careless(net, batches, scale: float = 1.0):
+    torch.rand(7)
+    return Result({"scale": scale, "undefined": None, "infinite": float("inf")}, {})
+
+
+def test_random_numbers_and_what_is_undefined():
+    class AtTheEnd(Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.state = torch.get_rng_state()
+
+    analyse, with_it, without = Analyse(partial(careless, scale=2.0), every=6, batches=[]), AtTheEnd(), AtTheEnd()
+    torch.manual_seed(0)
+    fit(with_it, analyse)
+    torch.manual_seed(0)
+    fit(without)
+    assert torch.equal(with_it.state, without.state)
+    assert analyse.rows == [{"epoch": 6, "scale": 2.0, "undefined": None, "infinite": None}]
+
+
+def test_rows_are_resumed(tmp_path):
+    whole, first, second = (Analyse(norms, at=(1, 4), batches=images()[1]) for _ in range(3))
+    a = fit(whole)
+    fit(first, folder=tmp_path, until=3)
+    b = fit(second, folder=tmp_path)
+    assert [row["epoch"] for row in first.rows] == [1]
+    assert second.rows == whole.rows
+    assert digest(a.net.state_dict()) == digest(b.net.state_dict())
+
+
+def test_epochs_scale_with_the_budget():
+    assert Analyse(norms, at=(0, 60, 110, 160), epochs=160, budget=0.05).run_at == {0, 3, 6, 8}
+    assert Analyse(norms, every=40, epochs=160, budget=0.1).run_at == {4, 8, 12, 16}
+    assert Analyse(lesion, at=[7]).run_at == {7}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, "say when"),
+        ({"every": 0}, "every >= 1, got"),
+        ({"at": [-1]}, "at must be >= 0"),
+        ({"at": [1], "analysis": time_saved}, "needs a finished run"),
+    ],
+)
+def test_arguments(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Analyse(**{"analysis": norms} | wrong)
+
+
+def test_without_images():
+    with pytest.raises(Problem, match="no ImageData"):
+        fit(Analyse(norms, every=1))
+
+
+def test_chosen_images(data_dir):
+    """A random choice, always the same; of what a run trained on or held out."""
+    data = ImageData("digits", dir=data_dir, val_size=100)
+    labels = [torch.cat([y for _, y in choose(data, split, 50)]) for split in ("test", "test", "train", "val")]
+    assert torch.equal(labels[0], labels[1])
+    assert len(set(labels[0].tolist())) == 10
+    assert all(len(y) == 50 for y in labels)
+    everything = {split: len(choose(data, split).labels) for split in ("test", "train", "val")}
+    assert everything == {"test": 297, "train": 1400, "val": 100}
+    x, y = next(iter(choose(data, "test")))
+    np.testing.assert_array_equal(y, data.arrays.test_labels[: len(y)])
+    assert x.dtype == torch.float32
