@@ -4,6 +4,7 @@ The check costs no read-back: step and value of the last finite loss stay on the
 `every_n_steps` steps, on all ranks alike (a rank whose loss went bad spoils the others' weights within a step).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,19 @@ class Divergence(Callback):
         self.last_finite_loss: float | None = None
         self.seen: Tensor | None = None  # (steps with a finite loss in this fit, the last such loss)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "last_finite_loss": self.last_finite_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step, self.last_finite_loss = state_dict["step"], state_dict["last_finite_loss"]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last step's weights may be ruined though its loss was still finite."""
+        if not all(math.isfinite(v) for v in trainer.callback_metrics.values()):
+            self.step = trainer.global_step
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = self.step is not None  # resumed after its divergence: there is nothing to go on with
         self.first_step = trainer.global_step
         self.seen = torch.tensor([0.0, float("nan")], device=pl_module.device)
         self.fine = torch.tensor(True, device=pl_module.device)

@@ -55,6 +55,13 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch_began, self.epoch_images = time.monotonic(), 0
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.waited = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.bar is not None:  # an epoch's images/s are training's
+            self.epoch_began += time.monotonic() - self.waited
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: tuple, batch_idx: int
     ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from depthlab.records import write_atomically
+from depthlab.records import provenance, write_atomically
 
 
 def number(key: str, metrics: dict[str, float]) -> float | None:
@@ -39,6 +39,7 @@ class Record(Callback):
         self.identity = identity
         self.rows: list[dict[str, Any]] = []
         self.started: str | None = None
+        self.sessions: list[dict[str, Any]] = []  # one per process that trained: where it ran, its first epoch
         self.final: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -46,16 +47,25 @@ class Record(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "started": self.started}
+        return {"rows": self.rows, "started": self.started, "sessions": self.sessions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.started = state_dict["rows"], state_dict["started"]
+        self.rows, self.started, self.sessions = (state_dict[key] for key in ("rows", "started", "sessions"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["depthlab_identity"] = self.identity
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = self.started or datetime.now(timezone.utc).isoformat(timespec="seconds")
+        session = {
+            "first_epoch": trainer.current_epoch,
+            "device": pl_module.device.type,
+            "devices": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "side_by_side": int(os.environ.get("DEPTHLAB_SIDE_BY_SIDE", 1)),  # runs sharing the machine: mind its times
+            **provenance(trainer.strategy.root_device),
+        }
+        self.sessions.append(session)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began, self.images, self.evaluating = time.perf_counter(), 0, 0.0
@@ -76,8 +86,8 @@ class Record(Callback):
 
     @staticmethod
     def now(pl_module: LightningModule) -> float:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
+        if pl_module.device.type != "cpu":
+            torch.accelerator.synchronize(pl_module.device)
         return time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,7 +97,9 @@ class Record(Callback):
             "seconds": self.now(pl_module) - self.began - self.evaluating,
             "images": self.images * trainer.world_size,
         }
-        metrics = {k: v for k, v in trainer.callback_metrics.items() if self.evaluated or not k.startswith("val/")}
+        stale = () if trainer.is_last_batch else ("train/",)  # a diverged epoch ends early
+        stale += () if self.evaluated else ("val/",)
+        metrics = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(stale)}
         row |= {key.replace("/", "_"): number(key, metrics) for key in metrics}
         self.rows.append(row)
         for logger in trainer.loggers:
@@ -111,14 +123,14 @@ class Record(Callback):
     def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Final numbers, curves and times, as `result.json` holds them."""
         seconds = [row["seconds"] for row in self.rows]
-        later = self.rows[1:] or self.rows
+        # speed: of the last process that trained, its first (warming up) epoch left out where it has another
+        last = self.rows[self.sessions[-1]["first_epoch"] :] or self.rows
+        later = last[1:] or last
         later_seconds = sum(row["seconds"] for row in later)
         return {
+            **{key: value for key, value in self.sessions[-1].items() if key != "first_epoch"},
+            "sessions": self.sessions,
             "precision": trainer.precision,
-            "device": pl_module.device.type,
-            "devices": trainer.world_size,
-            "threads": torch.get_num_threads(),
-            "side_by_side": int(os.environ.get("DEPTHLAB_SIDE_BY_SIDE", 1)),  # runs sharing the machine: mind its times
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "epochs": len(self.rows),
             "steps": trainer.global_step,

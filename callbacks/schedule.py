@@ -9,9 +9,9 @@ out of step. `epochs` is the recipe's length and `budget` stretches all of it to
 To add one: a class with `lr(t, steps_per_epoch)`, and a YAML file in conf/sched that names it.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
-from math import gcd
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -45,6 +45,8 @@ class Schedule(Callback):
     def __init__(self, epochs: int, budget: float = 1.0):
         check(isinstance(epochs, int) and epochs >= 1, "epochs", "a whole number >= 1", epochs)
         check(budget > 0, "budget", "> 0", budget)
+        least = 0.5 / epochs
+        check(epochs * budget >= 0.5, "budget", f">= {least:.2g}, or no epoch of {epochs} is left", f"{budget:g}")
         self.epochs = epochs
         self.budget = budget
         self.run_epochs = max(1, round(epochs * budget))
@@ -55,12 +57,12 @@ class Schedule(Callback):
 
     def run_lr(self, t: int, steps_per_epoch: int) -> float:
         """The rate used by step `t` (0-based) of the budgeted run."""
-        common = gcd(self.epochs, self.run_epochs)  # the whole recipe: t as it is
+        common = math.gcd(self.epochs, self.run_epochs)  # the whole recipe: t as it is
         return self.lr(t * (self.epochs // common), steps_per_epoch * (self.run_epochs // common))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not trainer.num_training_batches at each step: a resumed or limited run must agree with the whole one
-        self.steps_per_epoch = int(trainer.num_training_batches)
+        self.steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         lr = self.run_lr(trainer.global_step, self.steps_per_epoch)

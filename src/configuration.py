@@ -6,29 +6,39 @@ below, and what only the parts themselves can know by constructing them (network
 
 import difflib
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from depthlab.problem import Problem
 
 Positive = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Limit = Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
+Natural = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+
+
+def limit(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value is None or whole or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("input should be a number of batches >= 1, or a fraction in (0.0, 1.0]")
+
+
+Limit = Annotated[Any, AfterValidator(limit)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Part(BaseModel):
     """A section whose further keys are the arguments of `_target_`, checked by building it."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
 
 
@@ -65,10 +75,10 @@ class Data(Section):
 
 
 class Trainer(Section):
-    accelerator: str
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Positive
     num_nodes: Positive
-    strategy: str
+    strategy: Literal["auto", "ddp"]
     precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
     sync_batchnorm: bool
     deterministic: bool | Literal["warn"]
@@ -108,6 +118,7 @@ class Settings(Section):
     paper: dict[str, Any] | None
 
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 # Sections whose keys besides these are constructor arguments.
 ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "grow": ("name",), "augment": ("name",)}
 
@@ -132,6 +143,9 @@ def build(config: dict[str, Any], section: str, **more: Any) -> Any:
         raise Problem(f"{section}={config[section].get('name')}: {lines[-1] if lines else cause}") from cause
 
 
+ARGUMENTS = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
+
+
 def check_arguments(section: str, arguments: dict[str, Any]) -> None:
     """Names and types of `_target_`'s arguments, before its own checks.
 
@@ -141,7 +155,9 @@ def check_arguments(section: str, arguments: dict[str, Any]) -> None:
     try:
         target = get_object(arguments["_target_"])
     except Exception as error:
-        raise Problem(f"{section}._target_={arguments['_target_']}: cannot be imported ({error})") from error
+        raise Problem(
+            f"{section}._target_={arguments['_target_']}: cannot be imported ({' '.join(str(error).split())})"
+        ) from error
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
     for key, value in arguments.items():
         if key.startswith("_"):
@@ -149,7 +165,7 @@ def check_arguments(section: str, arguments: dict[str, Any]) -> None:
         if key not in hints:
             raise Problem(f"{section}.{key}: no such key; {closest(key, [k for k in hints if k != 'return'])}")
         try:
-            TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+            TypeAdapter(hints[key], config=ARGUMENTS).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise Problem(f"{section}.{key}={value}: {message[0].lower()}{message[1:]}") from error
@@ -166,8 +182,9 @@ def explain(error: Exception) -> str:
     """One line for what Hydra or OmegaConf says of a command line or a configuration file."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={name}: there is no such {group}; {closest(name, list(error.options))}"
+        group, _, name = (error.missing_cfg_file or "").partition("/")
+        options = [p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml")]
+        return f"{group}={name}: there is no such {group}; {closest(name, options or list(error.options))}"
     if match := re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__ or ''}"):
         key = match[1]
         parent = getattr(error, "parent_node", None) or getattr(error.__cause__, "parent_node", None)
@@ -197,9 +214,7 @@ def value_problems(config: dict[str, Any]) -> list[str]:
     except ValidationError as error:
         lines = []
         for e in error.errors():
-            path = [
-                str(part) for part in e["loc"] if str(part) in str(config) and not str(part).startswith("function-")
-            ]
+            path = key_of(e["loc"], config)
             key = ".".join(path)
             if e["type"] == "extra_forbidden":
                 parent = Settings if len(path) == 1 else Settings.model_fields[path[0]].annotation
@@ -228,6 +243,10 @@ def problems(config: dict[str, Any]) -> list[str]:
             f"data.batch_size={batch} is the global batch and does not divide by the {devices} devices of "
             f"trainer.devices; take a multiple of {devices}"
         )
+    for section in ("sched", "grow"):
+        if config[section].get("budget", config["budget"]) != config["budget"]:
+            lines.append(f"{section}.budget={config[section]['budget']}: set budget, which scales everything together")
+    lines += optimizer_problems(config["optim"])
     style, sched = config["optim"]["momentum_style"], config["sched"]
     if style == "keras" and sched.get("lr_min") == 0:
         lines.append("optim.momentum_style=keras divides by the learning rate: sched.lr_min must be > 0, got 0")
@@ -235,9 +254,49 @@ def problems(config: dict[str, Any]) -> list[str]:
         net = network(config, device="meta")
     except Problem as problem:
         return [*lines, str(problem)]
+    lines += size_problems(config, net)
     if config["grow"]["name"] != "none":
         lines += growth_problems(config, net)
     return list(dict.fromkeys(lines))
+
+
+def optimizer_problems(optim: dict[str, Any]) -> list[str]:
+    import torch
+
+    if optim["momentum_style"] == "keras" and optim["optimizer"].get("_target_") != "torch.optim.SGD":
+        return ["optim.momentum_style=keras is SGD's; take torch, or optim.optimizer._target_=torch.optim.SGD"]
+    try:
+        instantiate(optim["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
+    except Exception as error:  # whatever an optimiser's constructor says
+        cause = error.__cause__ or error
+        return [f"optim.optimizer: {' '.join(str(cause).split())}"]
+    return []
+
+
+def size_problems(config: dict[str, Any], net: Any) -> list[str]:
+    """Whether images of the configured size fit through the network."""
+    from depthlab.records import training_flops
+
+    size = config["data"]["size"]
+    try:
+        if size is not None:
+            training_flops(net, size)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        return [f"arch={config['arch']['name']} cannot take images of {size}x{size} (data.size): {reason}"]
+    return []
+
+
+def data_problems(config: dict[str, Any]) -> list[str]:
+    """What is wrong with the images themselves, made or downloaded here if they do not exist."""
+    from depthlab import ImageData
+
+    try:
+        options = {k: v for k, v in config["data"].items() if v is not None}
+        ImageData(**options, seed=config["seed"]).check(config["trainer"]["devices"] * config["trainer"]["num_nodes"])
+    except Problem as problem:
+        return [str(problem)]
+    return []
 
 
 def growth_problems(config: dict[str, Any], net: Any) -> list[str]:
@@ -247,8 +306,6 @@ def growth_problems(config: dict[str, Any], net: Any) -> list[str]:
     here, there = config["grow"].get("epochs"), config["sched"]["epochs"]
     if here != there:
         lines.append(f"grow.epochs={here} must be sched.epochs={there}: both scale with the budget")
-    if config["trainer"]["strategy"] not in ("auto", "ddp"):
-        lines.append(f"trainer.strategy={config['trainer']['strategy']}: a network grows on one device or with ddp")
     return lines
 
 

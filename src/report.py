@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         experiments = [load_experiment(CONF / "experiment" / f"{id}.yaml", id) for id in choose(args.experiment)]
+        if args.runs != parser.get_default("runs") and not any(folder.is_dir() for folder in args.runs):
+            raise Problem(f"--runs {' '.join(map(str, args.runs))}: there is no such folder")
         records, problems = read_records(args.runs)
         for experiment in experiments:
             draws = experiment.paper.get("figure") == "schedules"

@@ -24,12 +24,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from depthlab.problem import Problem
+from hydra_plugins.process_launcher import BUSY, run_job
 
 # Before torch is imported: OpenMP threads that spin while they wait take a shared machine's cores from one another,
 # half the images/s on two busy cores; on a quiet machine a thousand rounds of spinning are as good as endless ones.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-BUSY = 75  # exit code: another process is at this run
 FINAL = ("test_error", "test_loss", "train_loss", "train_error", "seconds_per_epoch")
 
 
@@ -56,6 +56,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         Problem: something is wrong with the images, before anything is written.
     """
     import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint
     from callbacks.divergence import Divergence
@@ -78,7 +79,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         seed=config["seed"],
         memory_format="channels_last" if channels_last else "contiguous",
     )
-    data.prepare_data()
+    data.check(settings["devices"] * settings["num_nodes"])
     optim = config["optim"]
     model = Classifier(
         network(config, data.num_classes),
@@ -92,17 +93,25 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = [record, schedule, grow, divergence, RunProgress(folder.name), last_checkpoint(folder), *more]
-    trainer = pl.Trainer(
-        **{"max_epochs": schedule.run_epochs} | settings,
-        gradient_clip_val=config["sched"]["clip"],
-        callbacks=[callback for callback in callbacks if callback is not None],
-        plugins=[AtomicCheckpointIO()],
-        logger=make_loggers(config, folder.name, folder),
-        default_root_dir=folder,
-        use_distributed_sampler=False,  # ImageData deals the images over the devices itself
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
+    try:
+        trainer = pl.Trainer(
+            **{"max_epochs": schedule.run_epochs} | settings,
+            gradient_clip_val=config["sched"]["clip"],
+            callbacks=[callback for callback in callbacks if callback is not None],
+            plugins=[AtomicCheckpointIO()],
+            logger=make_loggers(config, folder.name, folder),
+            default_root_dir=folder,
+            use_distributed_sampler=False,  # ImageData deals the images over the devices itself
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        raise Problem(f"trainer: {' '.join(str(error).split())}") from error
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and settings["sync_batchnorm"]:
+        raise Problem("trainer.sync_batchnorm=true needs GPUs; on CPUs each process normalises its own share")
+    if trainer.precision != settings["precision"]:
+        raise Problem(f"trainer.precision={settings['precision']} does not exist on this device; take bf16-mixed")
     return Parts(model, data, trainer, record, divergence)
 
 
@@ -110,7 +119,8 @@ def quieten() -> None:
     """What Lightning would say that means nothing here; and two settings of PyTorch."""
     import torch
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning and torch, not ours
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
@@ -136,6 +146,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         records.write_json(folder / "config.json", config)
     trainer.fit(model, data, ckpt_path=checkpoint)
     if divergence.step is None:
+        if trainer.current_epoch < trainer.max_epochs:
+            raise RuntimeError(f"{name}: training ended after {trainer.current_epoch} of {trainer.max_epochs} epochs")
         trainer.test(model, data, verbose=False)
 
     result = {
@@ -152,7 +164,6 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "analyses": {},
         "identity": record.identity,
         "config": config,
-        **records.provenance(trainer.strategy.root_device),
     }
     if trainer.is_global_zero:
         log_final(trainer.loggers, {key: result[key] for key in FINAL if result[key] is not None})
@@ -236,8 +247,6 @@ def main(cfg: DictConfig) -> None:
     from configuration import checked
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # another launcher (submitit, joblib): still a process per job
-        from hydra_plugins.process_launcher import run_job
-
         code = run_job(list(HydraConfig.get().overrides.task))
     elif cfg.paper is not None and not HydraConfig.get().sweeper.params:  # an experiment without runs
         code = subprocess.call([sys.executable, str(Path(__file__).with_name("report.py")), cfg.study])
@@ -258,6 +267,9 @@ def refuse(message: object) -> int:
 def cli() -> None:
     """`main`, with every refusal in one line and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    if "-m" in sys.argv[2:]:  # argparse wants it before the overrides
+        sys.argv.remove("-m")
+        sys.argv.insert(1, "-m")
     try:
         main()
     except Problem as problem:
@@ -268,6 +280,11 @@ def cli() -> None:
         sys.exit(refuse(explain(error)))
     except BrokenPipeError:  # --help | head
         sys.exit(141)
+    except KeyboardInterrupt:  # before or after the fit, which answers itself
+        print("train.py: stopped", file=sys.stderr)
+        sys.exit(130)
+    except PermissionError as error:
+        sys.exit(refuse(f"{error.filename}: {error.strerror}; set runs_dir to a folder that can be written"))
 
 
 if __name__ == "__main__":

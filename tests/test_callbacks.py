@@ -43,6 +43,34 @@ def test_divergence_is_recorded(step, every):
     assert summary["test_error"] is None
 
 
+def test_ruined_in_the_last_step():
+    """The last training loss was finite, the weights it led to are not: found by the test."""
+    divergence, record, data = Divergence(), Record(), batches(1)
+    fit = trainer(max_epochs=1, callbacks=[divergence, record])
+    model = Classifier(nn.Linear(5, 3), SGD)
+    fit.fit(model, data, data)
+    assert divergence.step is None
+    nn.init.constant_(model.net.weight, float("nan"))
+    fit.test(model, data, verbose=False)
+    assert divergence.summary()["diverged_step"] == 1
+
+
+def test_divergence_in_mid_epoch_has_no_stale_numbers(tmp_path):
+    """The cut-off epoch has no training curve of its own, and a resume goes no further."""
+    divergence, record, data = Divergence(1), Record(), batches()
+    options = {"callbacks": [record, divergence], "enable_checkpointing": False}
+    fit = trainer(max_epochs=4, **options)
+    model = Classifier(Poisoned(5), SGD)
+    fit.fit(model, data, data)
+    assert [row.get("train_loss") is None for row in record.rows] == [False, True]
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    again = Divergence(1)
+    fit = trainer(max_epochs=4, callbacks=[Record(), again])
+    fit.fit(model, data, data, ckpt_path=tmp_path / "last.ckpt")
+    assert again.summary() == divergence.summary()
+    assert fit.global_step == 6
+
+
 def test_a_healthy_run_is_left_alone():
     divergence, data = Divergence(1), batches()
     fit = trainer(max_epochs=2, callbacks=[divergence])

@@ -92,6 +92,23 @@ def test_steps_by_hand(style, clip):
         torch.testing.assert_close(p.detach(), w[n], rtol=1e-12, atol=1e-14)
 
 
+def test_fp16_is_clipped_unscaled():
+    """The L2 term and the bound are for gradients, not for gradients times the loss scale."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    torch.manual_seed(0)
+    start, data, ends = nn.Linear(5, 3).state_dict(), batches(), []
+    for plugin in (None, MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))):
+        net = nn.Linear(5, 3)
+        net.load_state_dict(start)
+        optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+        fit = trainer(max_epochs=2, gradient_clip_val=0.5, callbacks=[Jumping(2)], plugins=[plugin] if plugin else None)
+        fit.fit(Classifier(net, optimizer, weight_decay=0.3), data, data)
+        ends.append(net.weight.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=0.03, atol=0.01)  # fp16 keeps three digits
+    assert (ends[0] - start["weight"]).norm() > 0.2
+
+
 def test_epoch_sums_and_evaluation():
     net, data = nn.Linear(5, 3), batches()
     data.append((torch.randn(3, 5), torch.tensor([0, 1, 2])))  # a smaller last batch counts by its images

@@ -62,6 +62,25 @@ def test_depth_is_an_option():
         ("+sched.lr_maxx=0.1", "sched.lr_maxx: no such key; did you mean lr_max"),
         ("logger.name=wanb", "logger.name=wanb: input should be 'csv', 'wandb' or 'tensorboard'"),
         ("arch.init=xavier", "arch.init must be one of"),
+        ("arch.bn_momentum=-3", "arch.bn_momentum must lie in [0, 1], got -3"),
+        ("sched.budget=0.5", "sched.budget=0.5: set budget"),
+        ("budget=inf", "budget=inf: input should be a finite number"),
+        ("budget=1e-9", "sched.budget must be >= 0.0028"),
+        ("seed=99999999999999", "seed=99999999999999: input should be less than 4294967296"),
+        ("data.drop_last=no", "data.drop_last=no: input should be a valid boolean"),
+        ("data.size=6", "cannot take images of 6x6 (data.size)"),
+        ("data.mean=[nan,1,1]", "data.mean"),
+        ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: input should be 'auto' or 'ddp'"),
+        ("trainer.accelerator=gpx", "trainer.accelerator=gpx: input should be 'auto', 'cpu'"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: value error, input should be a number of"),
+        (
+            "trainer.limit_train_batches=1.5",
+            "trainer.limit_train_batches=1.5: value error, input should be a number of",
+        ),
+        ("optim.optimizer.momentum=abc", "optim.optimizer: "),
+        ("+optim.optimizer.foo=1", "optim.optimizer: "),
+        ("optim.optimizer._target_=torch.optim.SGDD", "optim.optimizer: "),
+        ("sched._target_=callbacks.Foo", "sched._target_=callbacks.Foo: cannot be imported"),
     ],
 )
 def test_bad_values(override, line):
@@ -81,7 +100,6 @@ def test_bad_values(override, line):
         (["arch=ml14", "grow.at=[60,170]"], "rising"),
         (["arch=ml14", "budget=0.01"], "each depth needs an epoch; take budget >= "),
         (["arch=ml14", "grow.epochs=150"], "grow.epochs=150 must be sched.epochs=160"),
-        (["arch=ml14", "trainer.strategy=fsdp"], "grows on one device or with ddp"),
     ],
 )
 def test_bad_growth(overrides, line):
@@ -103,7 +121,10 @@ def test_bad_depth():
         ("arch=resnet10", "arch=resnet10: there is no such arch; did you mean"),
         ("sched=sgdrr", "sched=sgdrr: there is no such sched; did you mean sgdr or sgd?"),
         ("data=cifar", "data=cifar: there is no such data; did you mean cifar10 or cifar100?"),
-        ("experiment=barz2018/table2", "experiment"),
+        (
+            "experiment=barz2018/tabel1",
+            "experiment=barz2018/tabel1: there is no such experiment; did you mean barz2018/",
+        ),
         ("sched.lr_maxx=0.1", "sched.lr_maxx: no such key; did you mean lr_max"),
         ("budgt=0.1", "budgt: no such key; did you mean budget"),
         ("arhc=plain11", "arhc"),

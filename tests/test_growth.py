@@ -185,7 +185,7 @@ def test_restart_and_growth_coincide_at_every_budget(budget, at):
 
 
 def test_schedule_alone_runs_at_any_budget():
-    schedule = MultilevelCosine(budget=0.001)
+    schedule = MultilevelCosine(budget=0.004)
     assert schedule.run_epochs == 1
     assert [schedule.run_lr(t, 4) for t in range(4)] == sorted((schedule.run_lr(t, 4) for t in range(4)), reverse=True)
 

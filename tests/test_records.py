@@ -52,6 +52,7 @@ def test_name(config):
         ("data.batch_size", 128),
         ("data.val_size", 5000),
         ("arch.init", "kaiming_normal"),
+        ("sched._target_", "callbacks.Constant"),
     ],
 )
 def test_what_changes_the_numbers_changes_the_name(config, key, value):
@@ -71,6 +72,9 @@ def test_what_changes_the_numbers_changes_the_name(config, key, value):
         ("trainer.sync_batchnorm", True),  # on one device
         ("trainer.check_val_every_n_epoch", 5),
         ("optim.optimizer.fused", False),
+        ("optim.optimizer.lr", 0.5),
+        ("trainer.limit_val_batches", 3),
+        ("sched.clip", 10),
         ("budget", 1),
     ],
 )

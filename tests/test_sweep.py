@@ -44,13 +44,24 @@ def test_grid_killed_and_continued(start, cli, tmp_path):
 
 
 def test_a_failing_job_is_named(cli, tmp_path):
-    """batch of 1 image: refused by the data when the job has started, so it fails there and alone."""
-    code, output = cli("-m", *TINY, "budget=0.012", "data.batch_size=100,1499")
+    """A broken checkpoint is found by its job, which fails alone, with its last lines; nobody's work is thrown away."""
+    assert cli(*TINY, "budget=0.012", "seed=0")[0] == 0
+    (run,) = (tmp_path / "runs").glob("resnet8-*")
+    (run / "result.json").unlink()
+    (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:500])
+    code, output = cli("-m", *TINY, "budget=0.012", "seed=0,1")
     assert code == 1, output
     assert len(results(tmp_path)) == 1
-    assert "1 done, 1 failed" in output
-    assert "which batch normalisation cannot take" in output.split("failed,")[-1]
+    assert "1 failed, 1 done" in output
+    assert "not a readable checkpoint of depthlab" in output.split("1 failed, 1 done")[1]
     assert "Traceback" not in output
+
+
+def test_bad_images_are_found_before_the_first_job(cli, tmp_path):
+    code, output = cli("-m", *TINY, "data.batch_size=100,1499")
+    assert code == 2, output
+    assert "which batch normalisation cannot take" in output
+    assert not list((tmp_path / "runs").glob("[!.]*"))
 
 
 def test_experiment_is_a_grid_and_options_replace_its_axes(cli, tmp_path):

@@ -107,7 +107,7 @@ def test_divergence_is_a_result(cli, tmp_path):
         (["arch=resnet10"], "arch=resnet10: there is no such arch; did you mean"),
         (["sched.lr_maxx=1"], "sched.lr_maxx: no such key"),
         (["-m", "seed=0,1", "sched=sgdr", "sched.lr_max=0"], "sched.lr_max must be > lr_min, got 0"),
-        (["-m", "arch=plain11,resnet10"], "arch=resnet10: there is no such arch"),
+        (["-m", "arch=resnet20,resnet10"], "arch=resnet10: there is no such arch"),
         (["data=imagefolder", "data.root=/nowhere"], "/nowhere"),
         (["runs_dir=/proc/runs"], "runs_dir=/proc/runs: cannot be written"),
         (["data=digits", "data_dir=/proc/data"], "/proc/data"),

@@ -117,7 +117,7 @@ class Classifier(LightningModule):
     def log_evaluation(self, split: str) -> None:
         for key, metric in self.evaluations[split].items():
             if metric.update_called:
-                self.log(f"{split}/{key}", metric.compute(), add_dataloader_idx=False)
+                self.log(f"{split}/{key}", metric.compute(), add_dataloader_idx=False, sync_dist=True)
                 metric.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -127,7 +127,9 @@ class Classifier(LightningModule):
         self.log_evaluation("val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        with torch.autocast(self.device.type, enabled=False):  # the final number is fp32's, whatever trained the net
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # weights of mixed precision are fp32: so is the final number
             self.evaluate(("test", "train_clean")[dataloader_idx], batch)
 
     def on_test_epoch_end(self) -> None:
@@ -158,13 +160,16 @@ class Classifier(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         if gradient_clip_val is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if scaler is not None:  # fp16: a fused optimiser would unscale later, inside its step
+                scaler.unscale_(optimizer)
             for group in optimizer.param_groups:
                 if group.get("l2"):
                     params = [p for p in group["params"] if p.grad is not None]
                     torch._foreach_add_([p.grad for p in params], [p.detach() for p in params], alpha=group["l2"])
             if gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(self.net.parameters(), gradient_clip_val)
-            else:  # not self.clip_gradients(): Lightning refuses fused optimisers under mixed precision
+            else:  # not self.clip_gradients(): Lightning refuses fused optimisers that have not been unscaled
                 nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
         if self.momentum_style == "keras":
             rescale_momentum(optimizer)

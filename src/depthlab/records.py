@@ -16,7 +16,6 @@ SCHEMA = 1
 SECTIONS = ("arch", "sched", "augment", "optim", "data", "trainer")
 # Keys that only place or watch a run. Everything else changes the numbers and belongs to its identity.
 NOT_IDENTITY = {
-    "_target_": "a name of ours; `name` stands for it",
     "budget": "stands at the top",
     "dir": "where the arrays lie",
     "root": "where the image folder lies",
@@ -26,6 +25,8 @@ NOT_IDENTITY = {
     "num_nodes": "counted in devices",
     "channels_last": "changes rounding only",
     "check_val_every_n_epoch": "watches",
+    "limit_val_batches": "watches",
+    "classes": "checks the arrays",
 }
 
 
@@ -35,7 +36,8 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
         section: {k: v for k, v in config[section].items() if k not in NOT_IDENTITY} for section in SECTIONS
     }
     optimizer = config["optim"]["optimizer"]
-    identity["optim"]["optimizer"] = {k: v for k, v in optimizer.items() if k not in ("fused", "_partial_")}
+    beside_the_point = ("fused", "_partial_", "lr")  # lr: the schedule sets it before every step
+    identity["optim"]["optimizer"] = {k: v for k, v in optimizer.items() if k not in beside_the_point}
     trainer = identity["trainer"]
     trainer["devices"] *= config["trainer"].get("num_nodes", 1)
     if trainer["devices"] == 1:  # BatchNorm sees each device's share: more than one device changes the numbers
@@ -43,7 +45,16 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     identity["trainer"] = {k: v for k, v in trainer.items() if v is not None}
     if config["grow"]["name"] != "none":
         identity["grow"] = {k: v for k, v in config["grow"].items() if k not in NOT_IDENTITY}
-    return identity | {"seed": config["seed"], "budget": float(config["budget"])}
+    return canonical(identity | {"seed": config["seed"], "budget": config["budget"]})
+
+
+def canonical(value: Any) -> Any:
+    """10 and 10.0 are one number."""
+    if isinstance(value, dict):
+        return {key: canonical(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_name(config: dict[str, Any]) -> str:

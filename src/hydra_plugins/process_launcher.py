@@ -5,6 +5,8 @@ global flags cannot leak from one job into the next. All jobs are checked before
 are skipped; at the end stands a table, and the exit code is not 0 if a job failed.
 """
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-BUSY = 75
+BUSY = 75  # exit code of a job that another process is working on
 TAIL = 12  # lines of a failed job's log that are repeated at the end
 # What a parent (DDP, torchrun, Slurm's job step) leaves in the environment and a fresh job must not inherit.
 FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -105,15 +107,24 @@ class ProcessLauncher(Launcher):
         Raises:
             Problem: with a line for each job that cannot run.
         """
-        from configuration import problems, resolve
+        from configuration import data_problems, problems, resolve
         from depthlab.problem import Problem
         from depthlab.records import run_name
 
         jobs: dict[str, Job] = {}
         complaints: dict[str, str] = {}
+        looked_at: set[str] = set()
         for overrides in map(list, job_overrides):
             config = resolve(self.hydra_context.config_loader.load_sweep_config(self.config, overrides))
-            for line in problems(config):
+            left_out = (config["paper"] or {}).get("leave_out") or []
+            if any(all(config[k]["name"] == v for k, v in cell.items()) for cell in left_out):
+                continue
+            lines = problems(config)
+            images = json.dumps([config["data"], config["seed"] if config["data"]["val_size"] else 0])
+            if not lines and images not in looked_at:
+                looked_at.add(images)
+                lines = data_problems(config)
+            for line in lines:
                 complaints.setdefault(line, " ".join(overrides))
             if complaints:
                 continue
@@ -151,7 +162,7 @@ class ProcessLauncher(Launcher):
                     running.remove(job)
                     for gpu in job.slots:
                         load[gpu] -= 1
-                    self.end(job, total)
+                    self.end(job, total, shown=at_once == 1)
             if stop.received and running:
                 end_all(running, grace)
             time.sleep(0.1)
@@ -169,8 +180,8 @@ class ProcessLauncher(Launcher):
             more["DEPTHLAB_TERMINAL"] = "1"
         if job.slots:
             more["CUDA_VISIBLE_DEVICES"] = ",".join(job.slots)
-        elif at_once > 1:
-            more.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+        elif at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
+            more["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
         print(f"[{job.number}/{total}] {job.name}: started, log in {job.log}", flush=True)
         job.seconds = -time.monotonic()
         job.state = "running"
@@ -186,8 +197,11 @@ class ProcessLauncher(Launcher):
                 preexec_fn=die_with_parent,
             )
 
-    def end(self, job: Job, total: int) -> None:
+    def end(self, job: Job, total: int, shown: bool) -> None:
         job.seconds += time.monotonic()
+        kill_group(job)  # a rank that has not noticed yet must not overlap the next job
+        if shown:
+            show(job)
         # the record, not the exit code, says done: a run stopped by SIGTERM may exit with 0
         job.state = "done" if job.finished else "busy" if job.process.returncode == BUSY else "failed"
         print(f"[{job.number}/{total}] {job.name}: {job.state} after {job.seconds:.0f} s", flush=True)
@@ -216,11 +230,18 @@ def end_all(running: list[Job], grace: float) -> None:
     while any(job.process.poll() is None for job in running) and time.monotonic() < deadline:
         time.sleep(0.1)
     for job in running:
-        try:
-            os.killpg(job.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        kill_group(job)
         job.process.wait()
+
+
+def kill_group(job: Job) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.process.pid, signal.SIGKILL)
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show(job: Job, out: BinaryIO | None = None) -> None:

@@ -342,7 +342,7 @@ def test_command(tmp_path):
     assert "28.00 (1 of 3)" in done.stdout
     assert "augment.name=none (not shift)" in done.stdout
     names = sorted(p.name for p in (tmp_path / "there/barz2018").iterdir())
-    assert names == ["fig2.csv", "fig2.md", "fig2.png", "table1.csv", "table1.md", "table1.png"]
+    assert {"fig2.csv", "fig2.md", "fig2.png", "table1.csv", "table1.md", "table1.png"} <= set(names)
     rates = {(r["sched"], r["epoch"]): float(r["lr_first"]) for r in read_csv(tmp_path / "there/barz2018/fig2.csv")}
     assert (rates["sgd", "0"], rates["sgd", "163"]) == (0.01, pytest.approx(0.001))
     assert rates["clr", "10"] == pytest.approx(0.064)

@@ -12,6 +12,16 @@ from torch import nn
 INITIALISERS = ("glorot_uniform", "kaiming_normal", "truncated_normal")
 
 
+def check_batch_norm(eps: float, momentum: float) -> None:
+    """Raises:
+    ValueError: quoting what is out of its range.
+    """
+    if not eps > 0:
+        raise ValueError(f"arch.bn_eps must be > 0, got {eps}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"arch.bn_momentum must lie in [0, 1], got {momentum}")
+
+
 def initialise(net: nn.Module, name: str) -> None:
     """Initialise every kernel of `net` in place.
 

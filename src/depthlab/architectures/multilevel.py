@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthlab.architectures.init import initialise
+from depthlab.architectures.init import check_batch_norm, initialise
 from depthlab.architectures.resnet import Subsample
 
 SHORTCUTS = ("avgpool_symmetric", "subsample")
@@ -91,6 +91,7 @@ class MultilevelResNet(nn.Module):
         bn_momentum: float = 0.01,
     ):
         super().__init__()
+        check_batch_norm(bn_eps, bn_momentum)
         for key, value in (("blocks", blocks), ("width", width)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"arch.{key} must be a whole number >= 1, got {value!r}")

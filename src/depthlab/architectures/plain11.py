@@ -11,7 +11,7 @@ running average .99 = torch momentum .01), Glorot-uniform kernels, no L2 penalty
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthlab.architectures.init import initialise
+from depthlab.architectures.init import check_batch_norm, initialise
 
 BLOCKS = ((64, 64), (128, 128, 128), (256, 256, 256), (512,))
 
@@ -47,6 +47,7 @@ class Plain11(nn.Module):
         bn_momentum: float = 0.01,
     ):
         super().__init__()
+        check_batch_norm(bn_eps, bn_momentum)
         blocks, channels = [], 3
         for widths in BLOCKS:
             units = []

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthlab.architectures.init import initialise
+from depthlab.architectures.init import check_batch_norm, initialise
 
 SHORTCUTS = ("subsample", "avgpool_symmetric", "projection", "none")
 
@@ -104,6 +104,7 @@ class ResNet(nn.Module):
         bn_momentum: float = 0.01,
     ):
         super().__init__()
+        check_batch_norm(bn_eps, bn_momentum)
         if depth < 8 or depth % 6 != 2:
             near = max(8, 6 * round((depth - 2) / 6) + 2)
             raise ValueError(f"arch.depth must be 6n + 2 (8, 14, 20, ...), got {depth}; the nearest is {near}")

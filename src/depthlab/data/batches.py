@@ -90,14 +90,25 @@ class Batches:
             torch.as_tensor(v, dtype=torch.float32).repeat(images.shape[2]).to(images.device) for v in (mean, std)
         )
         training = shuffle or augment is not None
-        self.bounds = self._training_bounds(drop_last) if training else self._evaluation_bounds()
+        self.bounds = (
+            self.deal(self.count, batch_size, world_size, drop_last) if training else self._evaluation_bounds()
+        )
 
-    def _training_bounds(self, drop_last: bool) -> list[tuple[int, int]]:
-        n, size, ranks = self.count, self.batch_size, self.world_size
+    @staticmethod
+    def deal(n: int, size: int, ranks: int, drop_last: bool) -> list[tuple[int, int]]:
+        """(start, stop) of each training batch of `n` images.
+
+        Raises:
+            Problem: the batches cannot be dealt equally over `ranks`, or leave a rank with a single image.
+        """
         if size % ranks:
             raise Problem(
                 f"data.batch_size={size} is the batch of all devices together and does not divide by "
                 f"trainer.devices={ranks}; the next that does is {(size // ranks + 1) * ranks}"
+            )
+        if size // ranks < 2:
+            raise Problem(
+                f"data.batch_size={size} gives each of {ranks} device(s) 1 image, too few to normalise a batch"
             )
         if n < size and drop_last:
             raise Problem(f"data.drop_last=true leaves no batch: {n} images are fewer than data.batch_size={size}")

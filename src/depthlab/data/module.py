@@ -33,7 +33,7 @@ class ImageData(LightningDataModule):
     Example::
 
         data = ImageData("cifar100", augment=Shift())
-        Trainer(max_epochs=1).fit(Classifier(plain11(data.num_classes)), data)
+        Trainer(max_epochs=1).fit(Classifier(Plain11(data.num_classes)), data)
     """
 
     def __init__(
@@ -114,6 +114,18 @@ class ImageData(LightningDataModule):
     def prepare_data(self) -> None:
         """Make the arrays where they do not exist; Lightning calls this in one process only, before `setup`."""
         _ = self.arrays
+
+    def check(self, devices: int = 1) -> None:
+        """Everything that can be wrong with the images or with dealing them over `devices`, before any training.
+
+        Raises:
+            Problem: naming the file or the keys.
+        """
+        self.prepare_data()
+        kept = len(self.arrays.train_labels) - self.val_size
+        if kept <= 0:
+            raise Problem(f"data.val_size={self.val_size} leaves none of the {kept + self.val_size} training images")
+        Batches.deal(kept, self.batch_size, devices, self.drop_last)
 
     def setup(self, stage: str | None = None) -> None:
         """Put images (uint8) and labels on the trainer's device, once; a CPU reads the shared memory map, uncopied."""

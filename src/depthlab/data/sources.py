@@ -155,6 +155,8 @@ def _check(folder: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) 
             raise Problem(
                 f"{folder}: {len(images)} images in {split}_images.npy, {len(labels)} labels in {split}_labels.npy"
             )
+        if not len(labels):
+            raise Problem(f"{folder}: {split}_labels.npy is empty; there is nothing to {split}")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= len(names):
             raise Problem(
