@@ -1,9 +1,9 @@
 """The committed tables follow from the committed records."""
 
 import pytest
-from conftest import ROOT
 
 import report
+from conftest import ROOT
 
 RESULTS = ROOT / "results"
 
