@@ -109,13 +109,14 @@ def stepping(steps: Iterator[Any], like_public_scripts: bool) -> Way:
     return way
 
 
-def composed(arch: str, precision: str, args: argparse.Namespace) -> dict[str, Any]:
+def composed(arch: str, precision: str, args: argparse.Namespace, compiled: bool = False) -> dict[str, Any]:
     """The configuration of a run, as `src/train.py arch=... trainer.precision=... augment=crop` has it."""
     overrides = [f"arch={arch}"]
     if not (CONF / "arch" / f"{arch}.yaml").exists() and (match := re.fullmatch(r"(resnet|plain)(\d+)", arch)):
         overrides = ["arch=resnet", f"arch.depth={match[2]}", *(["arch.shortcut=none"] if match[1] == "plain" else [])]
     accelerator = {"cuda": "gpu"}.get(args.device, args.device)
     more = [f"data={args.data}", f"data.batch_size={args.batch}", "augment=crop", f"trainer.precision={precision}"]
+    more += [f"trainer.compile={compiled}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(compose("train", [*overrides, *more, f"trainer.accelerator={accelerator}"]))
 
@@ -179,6 +180,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             ways[f"{page.OURS} {precision}"] = ours
             if precision == "32-true":
                 ways[f"{page.BARE} {precision}"] = stepping(ours.bare(device), False)
+            if args.compiled:
+                ways[f"{page.OURS} {precision} compiled"] = Ours(composed(arch, precision, args, compiled=True))
         rows += interleaved(ways, args, limit, {"part": "training", "network": arch})
     return rows
 
@@ -189,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", nargs="+", default=["plain11", "resnet20", "resnet110"], help="names of conf/arch")
     parser.add_argument("--precision", nargs="+", default=["32-true", "bf16-mixed"], help="of ours")
+    parser.add_argument("--compiled", action="store_true", help="ours with trainer.compile=true as well")
     parser.add_argument("--data", default="cifar100", help="cifar10, cifar100, digits or noise; default: cifar100")
     parser.add_argument("--batch", type=int, default=100, help="default: 100")
     parser.add_argument("--repetitions", type=int, default=5, help="of each way; default: 5")

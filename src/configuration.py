@@ -82,6 +82,7 @@ class Trainer(Section):
     precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
     sync_batchnorm: bool
     deterministic: bool | Literal["warn"]
+    compile: bool
     channels_last: bool | None
     check_val_every_n_epoch: Positive
     limit_train_batches: Limit

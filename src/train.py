@@ -68,7 +68,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
 
     quieten()
     settings = config["trainer"] | settings
-    channels_last = settings.pop("channels_last")
+    channels_last, compiled = settings.pop("channels_last"), settings.pop("compile")
     if channels_last is None:
         channels_last = not settings["precision"].endswith(("32-true", "64-true"))
 
@@ -89,6 +89,8 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         momentum_style=optim["momentum_style"],
         channels_last=channels_last,
     )
+    if compiled:
+        model.net.compile()
     schedule, grow = build(config, "sched"), build(config, "grow")
     record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
     folder.mkdir(parents=True, exist_ok=True)

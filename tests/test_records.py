@@ -42,6 +42,7 @@ def test_name(config):
         ("budget", 0.5),
         ("trainer.precision", "bf16-mixed"),
         ("trainer.devices", 2),
+        ("trainer.compile", True),
         ("trainer.limit_train_batches", 3),
         ("sched.clip", None),
         ("sched.formula", "authors"),

@@ -149,6 +149,20 @@ def test_two_at_once_do_not_share_a_run(start, cli, tmp_path):
     assert "another process is at it" in output
 
 
+@pytest.mark.slow
+def test_compiled_trains_the_same(cli, tmp_path):
+    """torch.compile by inductor: the same curves up to rounding, a record of its own."""
+    assert cli(*TINY, "sched=sgdr", "budget=0.012")[0] == 0
+    code, output = cli(*TINY, "sched=sgdr", "budget=0.012", "trainer.compile=true")
+    assert code == 0, output
+    plain, compiled = (
+        json.loads(p.read_text())
+        for p in sorted((tmp_path / "runs").glob("*/result.json"), key=lambda p: '"compile": true' in p.read_text())
+    )
+    assert plain["name"] != compiled["name"]
+    assert compiled["curves"]["train_loss"] == pytest.approx(plain["curves"]["train_loss"], rel=1e-3)
+
+
 def test_help_is_quick(cli):
     began = time.process_time(), os.times().children_user
     code, output = cli("--help")

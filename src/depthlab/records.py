@@ -42,6 +42,8 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     trainer["devices"] *= config["trainer"].get("num_nodes", 1)
     if trainer["devices"] == 1:  # BatchNorm sees each device's share: more than one device changes the numbers
         del trainer["sync_batchnorm"]
+    if not trainer.get("compile"):
+        trainer.pop("compile", None)
     identity["trainer"] = {k: v for k, v in trainer.items() if v is not None}
     if config["grow"]["name"] != "none":
         identity["grow"] = {k: v for k, v in config["grow"].items() if k not in NOT_IDENTITY}
