@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -285,8 +286,12 @@ def cli() -> None:
     except KeyboardInterrupt:  # before or after the fit, which answers itself
         print("train.py: stopped", file=sys.stderr)
         sys.exit(130)
-    except PermissionError as error:
-        sys.exit(refuse(f"{error.filename}: {error.strerror}; set runs_dir to a folder that can be written"))
+    except OSError as error:
+        frames = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+        if "basic_sweeper.py" not in frames or "process_launcher.py" in frames:
+            raise
+        # Hydra makes its sweep folder before we can look at runs_dir
+        sys.exit(refuse(f"{error.filename}: cannot be written ({error.strerror}); set runs_dir to another folder"))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def test_divergence_is_a_result(cli, tmp_path):
         (["-m", "arch=resnet20,resnet10"], "arch=resnet10: there is no such arch"),
         (["data=imagefolder", "data.root=/nowhere"], "/nowhere"),
         (["runs_dir=/proc/runs"], "runs_dir=/proc/runs: cannot be written"),
+        (["-m", "runs_dir=/proc/runs"], "/proc/runs: cannot be written"),
         (["data=digits", "data_dir=/proc/data"], "/proc/data"),
         (["data=cifar100"], "data=digits, which needs no network"),
     ],
