@@ -53,7 +53,7 @@ def test_one_run_from_nothing_to_record(cli, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_and_continued_is_the_whole(how, start, cli, tmp_path):
     """The same command goes on, and ends with the weights of a run that nobody stopped."""
-    options = [*TINY, "budget=0.05"]
+    options = [*TINY, "budget=0.3"]  # seconds: the signal must come in its midst
     code, output = cli(*options, "runs_dir=whole")
     assert code == 0, output
     process = start(*options)
