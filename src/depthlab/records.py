@@ -70,8 +70,12 @@ def run_name(config: dict[str, Any]) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write beside and rename: a reader sees the whole file or the old one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from depthlab.data.makers import MAKERS, SPLITS, Options
 from depthlab.problem import Problem
+from depthlab.records import write_json
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def _read(folder: Path, classes: int | None, size: int | None, root: Path | None
     if not path.exists():
         meta = _measure(arrays, names, sha256, f"found in {folder.absolute()}", None)
         try:
-            _write_json(path, meta)
+            write_json(path, meta)
         except OSError as error:  # a shared, read-only folder is as good; it is measured again next time
             log.info("%s not written: %s", path, error)
     else:
@@ -254,18 +255,8 @@ def _make(folder: Path, source: str, root: Path | None, size: int | None) -> Non
             for array, data in arrays.items():
                 np.save(ready / f"{array}.npy", data)
             sha256 = {array: hashlib.sha256(data).hexdigest() for array, data in arrays.items()}
-            _write_json(ready / "classes.json", list(classes))
-            _write_json(ready / "meta.json", _measure(arrays, tuple(classes), sha256, origin, root))
+            write_json(ready / "classes.json", list(classes))
+            write_json(ready / "meta.json", _measure(arrays, tuple(classes), sha256, origin, root))
             os.replace(ready, folder)  # also takes the place of an empty folder
         finally:
             shutil.rmtree(making, ignore_errors=True)
-
-
-def _write_json(path: Path, value: object) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

@@ -35,7 +35,7 @@ def curves(experiment: Experiment, block: Block) -> bytes | None:
     for row in rows:
         panels[row.cell.get(first)].append(row)
     names = list(dict.fromkeys(_rest(row, rest) for row in block.rows))
-    figure = _figure(max(5.2, 4.6 * len(panels)), 6.4)
+    figure = canvas(max(5.2, 4.6 * len(panels)), 6.4)
     axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
     for column, (value, members) in enumerate(panels.items()):
         top, bottom = axes[:, column]
@@ -73,7 +73,7 @@ def curves(experiment: Experiment, block: Block) -> bytes | None:
     axes[1, 0].set_ylabel("training loss (running mean)")
     note = "    ◇ the paper's final error" if comparable and experiment.paper.get("published") else ""
     figure.suptitle(f"{block.data or experiment.id}, budget {block.budget:g}, {block.precision}{note}", fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def schedules(experiment: Experiment, rates: dict[str, tuple[Callable[[int], float], int]]) -> bytes:
@@ -83,7 +83,7 @@ def schedules(experiment: Experiment, rates: dict[str, tuple[Callable[[int], flo
         rates: name -> (lr(t) with t the 0-based optimiser step, epochs), at `paper.steps_per_epoch` steps per epoch.
     """
     steps = experiment.paper["steps_per_epoch"]
-    figure = _figure(7.2, 1.9 * len(rates) + 0.7)
+    figure = canvas(7.2, 1.9 * len(rates) + 0.7)
     axes = figure.subplots(len(rates), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axis, colour, (name, (lr, epochs)) in zip(axes, COLOURS * len(rates), rates.items(), strict=False):
         every = max(1, steps // SAMPLES)
@@ -98,7 +98,7 @@ def schedules(experiment: Experiment, rates: dict[str, tuple[Callable[[int], flo
         axis.set_ylim(bottom=0)
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(0, max(epochs for _, epochs in rates.values()) * 1.01)
-    return _png(figure)
+    return png(figure)
 
 
 def _rest(row: Row, axes: list[str]) -> tuple:
@@ -120,14 +120,14 @@ def _band(axis: Any, row: Row, key: str, colour: str, label: str | None) -> None
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 
-def _figure(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
     """A figure of its own, without pyplot: nothing global, no display needed. Sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # matplotlib would write its version
     return buffer.getvalue()
