@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -68,7 +69,7 @@ class Record(Callback):
         self.sessions.append(session)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.began, self.images, self.evaluating = time.perf_counter(), 0, 0.0
+        self.began, self.images, self.evaluating = self.now(pl_module), 0, 0.0
         self.evaluated = False
 
     def on_train_batch_end(
@@ -85,16 +86,19 @@ class Record(Callback):
             self.evaluating += self.now(pl_module) - self.waited
 
     @staticmethod
-    def now(pl_module: LightningModule) -> float:
+    def now(pl_module: LightningModule) -> np.ndarray:
+        """Seconds on the clock, and of this process on all its cores: on a machine that others share, mind the second."""
         if pl_module.device.type != "cpu":
             torch.accelerator.synchronize(pl_module.device)
-        return time.perf_counter()
+        return np.array([time.perf_counter(), time.process_time()])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds, cpu_seconds = (self.now(pl_module) - self.began - self.evaluating).tolist()
         row = {
             "epoch": trainer.current_epoch,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "seconds": self.now(pl_module) - self.began - self.evaluating,
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             "images": self.images * trainer.world_size,
         }
         stale = () if trainer.is_last_batch else ("train/",)  # a diverged epoch ends early

@@ -47,7 +47,7 @@ def fit(folder, data_dir, schedule, epochs, style):
     )
     last = folder / "last.ckpt"
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
-    curves = [{k: v for k, v in row.items() if k != "seconds"} for row in record.rows]
+    curves = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in record.rows]
     momentum = [trainer.optimizers[0].state[p]["momentum_buffer"] for p in net.parameters()]
     return [*net.state_dict().values(), *momentum], curves
 
