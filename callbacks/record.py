@@ -87,7 +87,7 @@ class Record(Callback):
 
     @staticmethod
     def now(pl_module: LightningModule) -> np.ndarray:
-        """Seconds: of the clock, and of this process on all its cores, which mean more on a machine that others share."""
+        """Seconds of the clock, and of this process on all cores, which say more on a machine that others share."""
         if pl_module.device.type != "cpu":
             torch.accelerator.synchronize(pl_module.device)
         return np.array([time.perf_counter(), time.process_time()])
