@@ -1,0 +1,146 @@
+"""Verdicts on planted runs: they support, contradict, leave open, diverge, are missing or reduced."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from depthlab.report import claims
+from depthlab.report.claims import INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED, Estimate
+from depthlab.report.experiments import Experiment
+from depthlab.report.tables import tabulate
+
+AXES = {"arch": ["plain11", "resnet110"], "sched": ["sgd", "sgdr"]}
+BETTER = {"id": "B1", "says": "SGDR is better", "plus": [{"arch": "plain11", "sched": "sgd"}],
+          "minus": [{"arch": "plain11", "sched": "sgdr"}], "above": 1.0}  # fmt: skip
+
+
+def experiment(*stated):
+    return Experiment("barz2018/table1", AXES, [0, 1, 2], {"claims": list(stated)}, data="cifar100")
+
+
+def record(arch, sched, seed, error, budget=1.0, **more):
+    about = {"arch": arch, "sched": sched, "data": "cifar100", "seed": seed, "budget": budget}
+    identity = {"arch": {"name": arch}, "sched": {"name": sched}, "data": {"name": "cifar100"}, "seed": seed}
+    return {**about, "precision": "32-true", "identity": identity, "config": identity, "diverged": error is None,
+            "test_error": error, "study": "barz2018/table1", **more}  # fmt: skip
+
+
+def planted(sgd, sgdr, budget=1.0):
+    return [record("plain11", name, seed, error, budget)
+            for name, errors in (("sgd", sgd), ("sgdr", sgdr)) for seed, error in enumerate(errors)]  # fmt: skip
+
+
+def judge(records, *stated):
+    about = experiment(*(stated or (BETTER,)))
+    assert claims.problems(about) == []
+    return claims.judge(about, tabulate(about, records))[0]
+
+
+@pytest.mark.parametrize(
+    ("sgd", "sgdr", "said"),
+    [
+        ((30.0, 30.1, 29.9), (28.0, 28.1, 27.9), SUPPORTED),
+        ((28.0, 28.1, 27.9), (30.0, 30.1, 29.9), NOT_SUPPORTED),
+        ((30.0, 30.1, 29.9), (29.5, 29.6, 29.4), NOT_SUPPORTED),  # better, but not by a point
+        ((30.0, 29.0, 31.0), (28.0, 29.5, 28.6), INCONCLUSIVE),
+        ((30.0,), (28.0,), INCONCLUSIVE),  # no spread is known
+        ((30.0, 30.1, None), (28.0, 28.1), SUPPORTED),  # a diverged run has no error
+        ((30.0, 30.1), (None, None), NOT_RUN),
+        ((30.0, 30.1), (), NOT_RUN),
+    ],
+)
+def test_difference(sgd, sgdr, said):
+    assert judge(planted(sgd, sgdr)).verdict == said
+
+
+def test_p_is_welchs():
+    sgd, sgdr = (30.0, 29.0, 30.5), (28.0, 28.4, 27.5)
+    found = judge(planted(sgd, sgdr))
+    shifted = [x - 1.0 for x in sgd]
+    assert found.p == pytest.approx(stats.ttest_ind(shifted, sgdr, equal_var=False, alternative="greater").pvalue)
+    assert found.n == [3, 3]
+
+
+def test_full_length_runs_speak_first_and_are_never_mixed():
+    reduced, full = planted((50, 51, 52), (40, 41, 42), budget=0.1), planted((30, 31, 32), (29, 31, 33))
+    assert judge(reduced).block.budget == 0.1
+    found = judge(reduced + full)
+    assert (found.block.budget, found.verdict) == (1.0, INCONCLUSIVE)
+
+
+def test_missing_cells_are_named():
+    found = judge(planted((30, 31), ()))
+    assert "plain11 sgdr" in found.why
+    assert [row.cell["sched"] for row in found.missing] == ["sgdr"]
+
+
+def test_noise_lets_single_runs_speak_beyond_it():
+    claim = BETTER | {"least": 1, "noise": 0.5}
+    for sgd, said in ((31.6, SUPPORTED), (31.4, INCONCLUSIVE), (30.6, INCONCLUSIVE), (30.4, NOT_SUPPORTED)):
+        assert judge(planted((sgd,), (30.0,)), claim).verdict == said
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [({"within": 3.0}, SUPPORTED), ({"within": 1.0}, NOT_SUPPORTED), ({"within": 2.05}, INCONCLUSIVE),
+     ({"between": [1, 3]}, SUPPORTED), ({"below": 1}, NOT_SUPPORTED), ({"below": 3}, SUPPORTED)],
+)  # fmt: skip
+def test_bounds(bound, said):
+    claim = {key: value for key, value in BETTER.items() if key != "above"} | bound
+    assert judge(planted((30.0, 30.1, 29.9), (28.0, 28.1, 27.9)), claim).verdict == said
+
+
+def test_ratio_against_the_ratio_of_its_bound():
+    claim = BETTER | {"as": "ratio", "above": 1.5}
+    assert judge(planted((30.0, 30.1), (15.0, 15.1)), claim).verdict == SUPPORTED
+    assert judge(planted((30.0, 30.1), (25.0, 25.1)), claim).verdict == NOT_SUPPORTED
+    found = claims.ratio([[30.0, 31.0]], [[15.0, 15.2]])
+    eps = 1e-6  # the delta method is the derivative
+    for run in ([30.0 + eps, 31.0], [30.0, 31.0 + eps]):
+        assert (claims.ratio([run], [[15.0, 15.2]]).value - found.value) / eps == pytest.approx(0.5 / 30.5, rel=1e-4)
+
+
+def test_parts_stand_and_fall_together():
+    up, down = {k: BETTER[k] for k in ("plus", "minus", "above")}, {"plus": BETTER["minus"], "minus": BETTER["plus"]}
+    both = {"id": "B5", "says": "both", "parts": [up, down | {"above": -5}]}
+    assert judge(planted((30.0, 30.1), (28.0, 28.1)), both).verdict == SUPPORTED
+    both["parts"][1] = down | {"above": 0}
+    assert judge(planted((30.0, 30.1), (28.0, 28.1)), both).verdict == NOT_SUPPORTED
+
+
+def test_slope_and_rank_over_runs():
+    gammas = [(d, 3 / d * (1 + 0.01 * (-1) ** d)) for d in (6, 9, 15, 30)]
+    runs = [
+        record("plain11", "sgd", seed, 1.0, depth=d, analyses={"norms": {"gamma": gamma}})
+        for seed, (d, gamma) in enumerate(gammas)
+    ]
+    over = {"id": "C1", "says": "1/d", "plus": [{"arch": "plain11", "sched": "sgd"}], "against": "depth",
+            "quantity": "analyses.norms.gamma"}  # fmt: skip
+    found = judge(runs, over | {"as": "slope", "between": [-1.3, -0.7]})
+    assert found.verdict == SUPPORTED
+    assert found.estimate.value == pytest.approx(-1, abs=0.02)
+    assert judge(runs, over | {"as": "slope", "above": 0}).verdict == NOT_SUPPORTED
+    assert judge(runs, over | {"as": "rank", "below": 0}).verdict == SUPPORTED
+    assert judge(runs, over | {"as": "largest", "below": 0.6}).verdict == SUPPORTED
+    assert judge(runs, over | {"as": "largest", "below": 0.5}).verdict == NOT_SUPPORTED
+
+
+def test_quantity_from_a_function_of_the_record():
+    assert claims.quantity({"a": {"b": 2}}, "a.b") == 2
+    assert claims.quantity({"a": None}, "a.b") is None
+    assert claims.quantity({"hardware": "EPYC", "devices": 2}, "depthlab.report.tables.hardware") == "EPYC, 2 devices"
+
+
+def test_tail_of_an_exact_number_is_an_inequality():
+    assert (Estimate(2.0, 0.0).tail(1.0), Estimate(1.0, 0.0).tail(2.0)) == (0.0, 1.0)
+    assert Estimate(1.0, 1.0, math.inf).tail(1.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"abov": 1}, "abov is not known"), ({"below": 1}, "needs one of"), ({"as": "sum"}, "as=sum"),
+     ({"plus": [{"arch": "vgg"}]}, "no cell"), ({"id": None}, "needs an id")],
+)  # fmt: skip
+def test_a_claim_that_cannot_be_tested_is_refused(change, said):
+    assert any(said in line for line in claims.problems(experiment(BETTER | change)))
