@@ -98,8 +98,8 @@ def problems(experiment: Experiment) -> list[str]:
 
 
 def judge(experiment: Experiment, blocks: Iterable[Block]) -> list[Verdict]:
-    """Every claim of the experiment on the best evidence there is: of `blocks`, which `tables.tabulate` sorts by falling
-    length and precision, the first that has the runs.
+    """Every claim of the experiment on the best evidence there is: of `blocks`, which `tables.tabulate` sorts by
+    falling length and precision, the first that has the runs.
     """
     blocks = [block for block in blocks if block.own_data]
     out = []
