@@ -5,9 +5,10 @@ import math
 import pytest
 from scipy import stats
 
+from conftest import ROOT
 from depthlab.report import claims
 from depthlab.report.claims import INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED, Estimate
-from depthlab.report.experiments import Experiment
+from depthlab.report.experiments import Experiment, load_experiment
 from depthlab.report.tables import tabulate
 
 AXES = {"arch": ["plain11", "resnet110"], "sched": ["sgd", "sgdr"]}
@@ -144,3 +145,11 @@ def test_tail_of_an_exact_number_is_an_inequality():
 )  # fmt: skip
 def test_a_claim_that_cannot_be_tested_is_refused(change, said):
     assert any(said in line for line in claims.problems(experiment(BETTER | change)))
+
+
+EXPERIMENTS = sorted((ROOT / "conf/experiment").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_stated_claim_can_be_tested(path):
+    assert claims.problems(load_experiment(path, path.stem)) == []

@@ -5,8 +5,9 @@ The file is a Hydra configuration; here it is read as plain YAML, so that a repo
     hydra.sweeper.params    the axes of the table, in this order; `seed` is what a cell averages over
     defaults                `override /data: cifar100` fixes the data set
     budget, trainer.precision    the experiment's own, where it sets them
-    paper                   title, cite, labels, published, notes, ratios, leave_out (see `Experiment`); or figure:
-                            schedules; padding is for the file's own interpolations
+    paper                   title, cite, labels, published, notes, ratios, leave_out (see `Experiment`); figure, a
+                            function that draws, and its options (see `given`); padding is for the file's own
+                            interpolations
 """
 
 import re
@@ -22,8 +23,8 @@ from depthlab.problem import Problem
 Cell = dict[str, Any]  # axis -> value, e.g. {"arch": "plain11", "sched": "sgd"}
 
 PAPER_KEYS = {
-    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding",
-    "figure", "schedules", "steps_per_epoch",
+    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "claims",
+    "figure", "options",
 }  # fmt: skip
 
 
@@ -45,6 +46,7 @@ class Experiment:
     data: str | None = None
     budget: float = 1.0
     precision: str = "32-true"
+    runs: bool = True  # False: nothing is swept, `paper["figure"]` computes
 
     @property
     def metric(self) -> str:
@@ -104,6 +106,10 @@ def load_experiment(path: str | Path, id: str) -> Experiment:
     if unknown := sorted(paper.keys() - PAPER_KEYS):
         raise Problem(f"{path}: paper.{unknown[0]} is not known; known are {', '.join(sorted(PAPER_KEYS))}")
     params = ((raw.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    if not params and not paper.get("figure"):
+        raise Problem(
+            f"{path}: sweeps nothing (hydra.sweeper.params) and names no function that computes (paper.figure)"
+        )
     axes = {key: sweep_values(value, f"{path}: hydra.sweeper.params.{key}") for key, value in params.items()}
     seeds = axes.pop("seed", [raw.get("seed", 0)])
     fixed = {key.split("/")[-1]: choice for entry in raw.get("defaults") or [] if isinstance(entry, dict)
@@ -116,6 +122,7 @@ def load_experiment(path: str | Path, id: str) -> Experiment:
     return Experiment(
         id=id, axes=axes, seeds=seeds, paper=paper, data=None if "data" in axes else fixed.get("data"),
         budget=float(raw.get("budget", 1.0)), precision=str((raw.get("trainer") or {}).get("precision", "32-true")),
+        runs=bool(params),
     )  # fmt: skip
 
 
