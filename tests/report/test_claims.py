@@ -106,6 +106,9 @@ def test_parts_stand_and_fall_together():
     up, down = {k: BETTER[k] for k in ("plus", "minus", "above")}, {"plus": BETTER["minus"], "minus": BETTER["plus"]}
     both = {"id": "B5", "says": "both", "parts": [up, down | {"above": -5}]}
     assert judge(planted((30.0, 30.1), (28.0, 28.1)), both).verdict == SUPPORTED
+    both["parts"][1] = {"plus": [{"arch": "resnet110", "sched": "sgd"}], "minus": BETTER["minus"], "above": 0}
+    assert judge(planted((30.0, 30.1), (28.0, 28.1)), both).verdict == INCONCLUSIVE
+    assert judge(planted((), ()), both).verdict == NOT_RUN
     both["parts"][1] = down | {"above": 0}
     assert judge(planted((30.0, 30.1), (28.0, 28.1)), both).verdict == NOT_SUPPORTED
 

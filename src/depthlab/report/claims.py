@@ -18,7 +18,7 @@ and has, where it needs them,
                two; largest or smallest over those runs, an inequality that needs no seeds
     least      runs per cell below which nothing is decided; default 2
     noise      where each cell has one run: distances to the bound below this decide nothing (CIFAR's errors scatter by
-               .15 to .3 points from seed to seed); default: nothing is decided
+               .15 to .3 points from seed to seed), 0 for what has none; default: nothing is decided
     parts      several of these together: all must be supported, one that is not supported refutes
     note       a footnote: the paper's slip that touches it
 
@@ -179,10 +179,10 @@ def describe(claim: dict[str, Any], guess: Estimate, counts: list[int]) -> str:
 
 
 def together(verdicts: list[str]) -> str:
-    for one in (NOT_SUPPORTED, NOT_RUN, INCONCLUSIVE):
-        if one in verdicts:
-            return one
-    return SUPPORTED
+    """All parts must be supported; one that is not refutes; some without runs leave the claim open."""
+    if NOT_SUPPORTED in verdicts:
+        return NOT_SUPPORTED
+    return verdicts[0] if len(set(verdicts)) == 1 else INCONCLUSIVE
 
 
 # ---- estimates
