@@ -3,14 +3,14 @@
     python src/report.py barz2018/table1        one experiment of conf/experiment; a folder (barz2018) is all in it
     python src/report.py                        all experiments
 
-Reads finished runs only.
-Prints the table and writes it, with the training curves, to reports/<experiment>.{md,csv,png}.
+Reads finished runs only; figures that need no runs are computed.
+Prints the table and writes it, with its figures, to reports/<experiment>.{md,csv,png}.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,10 @@ def main(argv: list[str] | None = None) -> int:
             raise Problem(f"--runs {' '.join(map(str, args.runs))}: there is no such folder")
         records, problems = read_records(args.runs)
         for experiment in experiments:
-            draws = experiment.paper.get("figure") == "schedules"
-            expected = identities(experiment) if records and not draws else None
-            text, files = write_report(
-                experiment, records, [] if draws else problems, args.out, expected, rates(experiment) if draws else None
-            )
+            expected = identities(experiment) if records and experiment.runs else None
+            left_out = problems if experiment.runs else []
+            parts = partial(compose, experiment), build
+            text, files = write_report(experiment, records, left_out, args.out, expected, *parts)
             print(f"{text}\nWritten: {', '.join(map(str, files))}\n")
     except (Problem, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
@@ -90,15 +89,11 @@ def identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     }
 
 
-def rates(experiment: Experiment) -> dict[str, tuple[Callable[[int], float], int]]:
-    """The learning rate of every schedule that a figure shows, as a function of the step, and its epochs."""
+def build(config: dict[str, Any], section: str, **more: Any) -> Any:
+    """See `configuration.build`."""
     from configuration import build
 
-    steps, out = experiment.paper["steps_per_epoch"], {}
-    for name in experiment.paper["schedules"]:
-        schedule = build(compose(experiment, f"sched={name}"), "sched")
-        out[name] = (lambda t, schedule=schedule: schedule.lr(t, steps), schedule.epochs)
-    return out
+    return build(config, section, **more)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 import copy
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from depthlab.analysis import Result, files
 from depthlab.problem import Problem
 from depthlab.report import load_experiment, read_records, tabulate, write_report
+from depthlab.report.figures import canvas
+from depthlab.report.given import Drawn, Table
 from depthlab.report.tables import cell_key, ratios
 
 ROOT = Path(__file__).parents[2]
@@ -254,19 +259,106 @@ def test_without_published_numbers(tmp_path):
     assert "experiment=demo arch=plain11 sched=sgdr seed=0,1\n" in text
 
 
+class Down:
+    epochs = 4
+
+    @staticmethod
+    def lr(t, steps_per_epoch):
+        return 1.0 / (1 + t)
+
+
 def test_schedules_figure(tmp_path):
     (tmp_path / "fig.yaml").write_text(
-        "paper: {figure: schedules, schedules: [down], steps_per_epoch: 5, labels: {down: Down},\n"
+        "paper: {figure: depthlab.report.figures.schedules, labels: {down: Down},\n"
+        "  options: {schedules: [down], steps_per_epoch: 5},\n"
         "  published: [{sched: down, epochs: 4}], notes: [{at: {sched: down}, text: A slip.}]}\n"
     )
     fig = load_experiment(tmp_path / "fig.yaml", "fig")
-    text, files = write_report(fig, [], [], tmp_path, rates={"down": (lambda t: 1.0 / (1 + t), 4)})
+    overrides = []
+    parts = lambda *given: overrides.append(given), lambda config, section: Down
+    text, files = write_report(fig, [], [], tmp_path, None, *parts)
+    assert overrides == [("sched=down",)]
     rows = read_csv(tmp_path / "fig.csv")
     assert [r["lr_max"] for r in rows] == ["1.0", str(1 / 6), str(1 / 11), str(1 / 16)]
     assert text.splitlines()[4].split() == ["Down", "[1]", "4", "1", "0.05", "1", "0.05"]
     with Image.open(tmp_path / "fig.png") as image:
         assert image.size[0] > 700
         assert len(files) == 3
+
+
+def spectrum(given, analysis, digits=1):
+    """A figure of measured runs, as a paper's file would have it."""
+    figure = canvas(2, 2)
+    axis, lines, rows = figure.subplots(), [], []
+    for row, one, result in given.measured(analysis):
+        axis.plot(result.arrays["sizes"])
+        lines.append([given.experiment.name_of(row.cell), f"{result.scalars['gamma']:.{digits}f}"])
+        rows.append({"seed": one["seed"], "gamma": result.scalars["gamma"]})
+    table = Table("Norms", ["network", "gamma"], lines, rows)
+    return Drawn({"": figure, "twice": figure}, {"norms": table}, given.unmeasured(analysis))
+
+
+def measure(folder, name, gamma, step):
+    files.write(folder, name, Result({"gamma": gamma}, {"sizes": np.arange(3)}), {"step": step})
+
+
+def test_a_papers_own_figure(tmp_path):
+    """Drawn from what was measured after the last step, block by block; in place of the curves."""
+    (tmp_path / "fig.yaml").write_text(
+        EXPERIMENT + "  figure: test_report.spectrum\n  options: {analysis: norms, digits: 2}\n"
+    )
+    experiment = load_experiment(tmp_path / "fig.yaml", "fig")
+    made = [*THREE, record(budget=0.5, seed=0)]
+    runs = plant(tmp_path / "runs", *made)
+    steps = 500 * 164
+    measure(runs / made[0]["name"], "norms-epoch0164", 0.125, steps)  # during training
+    measure(runs / made[1]["name"], "norms", 0.25, steps)  # afterwards
+    measure(runs / made[2]["name"], "norms-epoch0080", 9, 500 * 80)  # not the last weights
+    measure(runs / made[2]["name"], "norms", 9, 7)  # when the run was not finished
+    measure(runs / made[3]["name"], "norms", 0.5, 500 * 82)
+    text, written = write_report(experiment, *read_records([runs]), tmp_path / "out")
+    assert [row for row in text.splitlines() if re.fullmatch(r"Plain-11 SGD  \d\S+", row)] == [
+        "Plain-11 SGD  0.12",
+        "Plain-11 SGD  0.25",
+        "Plain-11 SGD  0.50",
+    ]
+    assert text.count("Not measured: 1 runs.") == 1
+    assert f"    python src/analyze.py run=[{(runs / made[2]['name']).as_posix()}] analysis=norms\n" in text
+    slug = "cifar100-budget0.5-32-true"
+    names = [
+        "fig.md",
+        "fig.csv",
+        "fig.norms.csv",
+        "fig.png",
+        "fig.twice.png",
+        f"fig.{slug}.png",
+        f"fig.twice.{slug}.png",
+    ]
+    assert [f.name for f in written] == names
+    assert [(r["budget"], r["seed"], r["gamma"]) for r in read_csv(tmp_path / "out/fig.norms.csv")] == [
+        ("1.0", "0", "0.125"), ("1.0", "1", "0.25"), ("0.5", "0", "0.5"),
+    ]  # fmt: skip
+    write_report(experiment, [], [], tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "fig.csv", "fig.md", "fig.norms.csv", "fig.png", "fig.twice.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figure", "options", "words"),
+    [
+        ("nowhere.figure", {}, "paper.figure=nowhere.figure cannot be imported (No module named 'nowhere')"),
+        ("curves", {}, "paper.figure=curves cannot be imported"),
+        ("test_report.spectrum", {}, "paper.options: missing a required argument: 'analysis' (test_report.spectrum)"),
+        ("test_report.spectrum", {"analysis": "a", "x": 1}, "unexpected keyword argument 'x'"),
+    ],
+)
+def test_a_figure_that_is_none(experiment, tmp_path, figure, options, words):
+    experiment.paper.update(figure=figure, options=options)
+    with pytest.raises(Problem) as problem:
+        write_report(experiment, THREE, [], tmp_path)
+    assert words in str(problem.value)
+    assert "\n" not in str(problem.value)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +368,7 @@ def test_schedules_figure(tmp_path):
         (("arch: plain11, sched: sgd,", "arch: plain12, sched: sgd,"), "published[2].arch is 'plain12'"),
         (('"sgd,sgdr"', '"glob(*)"'), "hydra.sweeper.params.sched is 'glob(*)'"),
         (("study: paper/table", "study: ["), "cannot be read"),
+        (("params:", "parms:"), "sweeps nothing (hydra.sweeper.params) and "),
     ],
 )
 def test_bad_experiment_file(tmp_path, change, words):
@@ -297,7 +390,7 @@ def test_experiment_files(path, tmp_path):
     id = path.relative_to(ROOT / "conf/experiment").with_suffix("").as_posix()
     assert yaml.safe_load(path.read_text())["study"] == id
     experiment = load_experiment(path, id)
-    if experiment.paper.get("figure") != "schedules":
+    if experiment.runs:
         assert write_report(experiment, [], [], tmp_path)[0].startswith(f"{id}: ")
 
 

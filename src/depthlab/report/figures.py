@@ -1,11 +1,7 @@
-"""Figures as PNG bytes: training curves of a table's runs, and learning rates over epochs.
-
-The same input gives the same bytes.
-"""
+"""Training curves of a table's runs, and learning rates over epochs. The same input gives the same bytes."""
 
 import io
 from collections import defaultdict
-from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,23 +9,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from depthlab.report.experiments import Experiment
-from depthlab.report.tables import Block, Row
+from depthlab.report.given import Drawn, Given, Table
+from depthlab.report.tables import Row
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 SAMPLES = 20  # learning rates drawn per epoch; 500 steps / 20 = 25 divides every CLR peak
 
 
-def curves(experiment: Experiment, block: Block) -> bytes | None:
+def curves(given: Given) -> Drawn:
     """One column of panels per value of the first axis, one colour per cell in it: mean over seeds and a band of ± std.
 
     Above the error on held-out images, below the training loss (logarithmic). Diverged runs are counted, not drawn.
-    None if no run has finished.
+    Nothing if no run has finished.
     """
+    experiment, block = given.experiment, given.block
     rows = [row for row in block.rows if row.records]
     comparable = block.own_data and block.budget == 1  # with the paper's final numbers
     if not any(row.finished for row in rows):
-        return None
+        return Drawn()
     first, *rest = experiment.axes or {"": None}
     panels: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
@@ -73,22 +70,24 @@ def curves(experiment: Experiment, block: Block) -> bytes | None:
     axes[1, 0].set_ylabel("training loss (running mean)")
     note = "    ◇ the paper's final error" if comparable and experiment.paper.get("published") else ""
     figure.suptitle(f"{block.data or experiment.id}, budget {block.budget:g}, {block.precision}{note}", fontsize=10)
-    return png(figure)
+    return Drawn({"": figure})
 
 
-def schedules(experiment: Experiment, rates: dict[str, tuple[Callable[[int], float], int]]) -> bytes:
-    """Learning rate over epochs, a panel per schedule.
+def schedules(given: Given, schedules: list[str], steps_per_epoch: int) -> Drawn:
+    """Learning rate over epochs, a panel per schedule; nothing is trained.
 
     Args:
-        rates: name -> (lr(t) with t the 0-based optimiser step, epochs), at `paper.steps_per_epoch` steps per epoch.
+        schedules: names in conf/sched.
     """
-    steps = experiment.paper["steps_per_epoch"]
-    figure = canvas(7.2, 1.9 * len(rates) + 0.7)
-    axes = figure.subplots(len(rates), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axis, colour, (name, (lr, epochs)) in zip(axes, COLOURS * len(rates), rates.items(), strict=False):
+    steps, experiment = steps_per_epoch, given.experiment
+    parts = {name: given.build(given.compose(f"sched={name}"), "sched") for name in schedules}
+    figure = canvas(7.2, 1.9 * len(parts) + 0.7)
+    axes = figure.subplots(len(parts), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    lines, rows = [], []
+    for axis, colour, (name, schedule) in zip(axes, COLOURS * len(parts), parts.items(), strict=False):
+        epochs, lr = schedule.epochs, [schedule.lr(t, steps) for t in range(schedule.epochs * steps)]
         every = max(1, steps // SAMPLES)
-        ts = range(0, epochs * steps, every)
-        x, y = [t / steps for t in ts] + [epochs], [lr(t) for t in ts]
+        x, y = [t / steps for t in range(0, len(lr), every)] + [epochs], lr[::every]
         axis.stairs(y, x, baseline=None, color=colour, lw=1.5)  # a rate holds until the next step
         axis.fill_between(x[:-1], y, step="post", color=colour, alpha=0.12, lw=0)
         axis.axvline(epochs, color="0.6", lw=0.8, ls=":")
@@ -96,9 +95,21 @@ def schedules(experiment: Experiment, rates: dict[str, tuple[Callable[[int], flo
         axis.set_ylabel("learning rate")
         axis.grid(alpha=0.25, lw=0.6)
         axis.set_ylim(bottom=0)
+        used = [lr[e * steps : (e + 1) * steps] for e in range(epochs)]
+        rows += [
+            {"sched": name, "epoch": e, "lr_first": u[0], "lr_min": min(u), "lr_max": max(u)}
+            for e, u in enumerate(used)
+        ]
+        paper = experiment.published({"sched": name}).get("epochs")
+        lines.append([
+            experiment.label(name) + given.notes.at({"sched": name}, experiment.metric),
+            str(epochs) if paper in (None, epochs) else f"{epochs} (paper {paper})",
+            *(f"{value:.6g}" for value in (lr[0], min(lr), max(lr), lr[-1])),
+        ])  # fmt: skip
     axes[-1].set_xlabel("epoch")
-    axes[-1].set_xlim(0, max(epochs for _, epochs in rates.values()) * 1.01)
-    return png(figure)
+    axes[-1].set_xlim(0, max(schedule.epochs for schedule in parts.values()) * 1.01)
+    header = ["schedule", "epochs", "first lr", "lowest lr", "highest lr", "last lr"]
+    return Drawn({"": figure}, {"": Table("", header, lines, rows)})
 
 
 def _rest(row: Row, axes: list[str]) -> tuple:

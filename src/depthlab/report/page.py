@@ -6,7 +6,7 @@ Files are written beside and renamed, hold no time of writing, and are the same 
 import csv
 import io
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import wrap
@@ -14,6 +14,7 @@ from typing import Any
 
 from depthlab.report import figures
 from depthlab.report.experiments import Experiment
+from depthlab.report.given import Given, Notes, draw
 from depthlab.report.tables import Block, Row, hardware, ratios, summary, tabulate, training_flops
 
 METRICS = {
@@ -31,65 +32,53 @@ def write_report(
     problems: list[str],
     out: str | Path,
     expected: dict[str, dict[str, Any]] | None = None,
-    rates: dict[str, tuple[Callable[[int], float], int]] | None = None,
+    compose: Callable[..., dict[str, Any]] | None = None,
+    build: Callable[..., Any] | None = None,
 ) -> tuple[str, list[Path]]:
-    """Write `<out>/<experiment id>.{md,csv,png}` (a further PNG per further table).
+    """Write `<out>/<experiment id>.{md,csv,png}`, further figures and tables as `<id>.<name>.{png,csv}`.
 
     Args:
         problems: lines on records that could not be read; they are printed in the report.
         expected: see `tables.tabulate`.
-        rates: for `paper.figure: schedules`, see `figures.schedules`.
+        compose, build: for figures that compute, see `given.Given`.
 
     Returns:
         The report as plain text, and the files written.
     """
-    base = Path(out) / experiment.id
-    base.parent.mkdir(parents=True, exist_ok=True)
-    for stale in [base.with_name(f"{base.name}.png"), *base.parent.glob(f"{base.name}.*.png")]:
-        stale.unlink(missing_ok=True)  # a figure of other records than the table's would lie
-    if experiment.paper.get("figure") == "schedules":
-        notes = Notes(experiment)
-        header, body, rows = schedule_rows(experiment, rates or {}, notes)
-        sections = [("", [(header, body)])]
-        pngs = {"": figures.schedules(experiment, rates or {})}
-        blocks: list[Block] = []
-    else:
-        blocks = tabulate(experiment, records, expected)
-        notes = Notes(experiment)
-        rows = [csv_row(experiment, block, row) for block in blocks for row in [*block.rows, *block.others]]
-        sections = [(heading(b), [table(experiment, b, notes), *closing(experiment, b)]) for b in blocks]
-        drawn = [(block, png) for block in blocks if (png := figures.curves(experiment, block))]
-        pngs = {f".{slug(block)}" if i else "": png for i, (block, png) in enumerate(drawn)}
+    base, notes = Path(out) / experiment.id, Notes(experiment)
+    blocks = tabulate(experiment, records, expected) if experiment.runs else []
+    sections, csvs, pngs = [], defaultdict(list), {}
+    if blocks:
+        csvs[""] = [csv_row(experiment, block, row) for block in blocks for row in [*block.rows, *block.others]]
+    for block in blocks or [None]:
+        own = [(heading(block), [table(experiment, block, notes), *closing(experiment, block)])] if block else []
+        drawn = draw(Given(experiment, notes, block, compose, build))
+        about = {"data": block.data, "budget": block.budget, "precision": block.precision} if block else {}
+        for name, found in drawn.tables.items():
+            title = ", ".join([found.title, f"budget {block.budget:g}, {block.precision}"] if block else [found.title])
+            own.append((title, [(found.header, found.lines)]))
+            csvs[name] += [about | row for row in found.rows]
+        if own:
+            own[-1][1].extend(drawn.lines)
+        further = slug(block) if pngs else ""
+        for name, figure in drawn.figures.items():
+            pngs["".join(f".{part}" for part in (name, further) if part)] = figures.png(figure)
+        sections += own
     links = [f"{base.name}{end}.png" for end in pngs]
     text = render(experiment, sections, notes, problems, blocks, markdown=False)
     page = render(experiment, sections, notes, problems, blocks, markdown=True, links=links)
-    contents = [page.encode(), as_csv(rows), *pngs.values()]
-    names = [f"{base.name}.md", f"{base.name}.csv", *links]
-    files = {base.with_name(name): content for name, content in zip(names, contents, strict=True)}
+    files = {base.with_name(f"{base.name}.md"): page.encode()}
+    files |= {base.with_name(f"{base.name}{f'.{name}' * bool(name)}.csv"): as_csv(rows) for name, rows in csvs.items()}
+    files |= {base.with_name(link): png for link, png in zip(links, pngs.values(), strict=True)}
+    base.parent.mkdir(parents=True, exist_ok=True)
+    for kind in ("png", "csv"):
+        for stale in {base.with_name(f"{base.name}.{kind}"), *base.parent.glob(f"{base.name}.*.{kind}")} - files.keys():
+            stale.unlink(missing_ok=True)  # a figure of other records than the table's would lie
     for path, content in files.items():
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_bytes(content)
         beside.replace(path)
     return text, list(files)
-
-
-class Notes:
-    """Numbers footnotes in the order in which the table first needs them."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.texts: list[str] = []
-
-    def mark(self, *texts: str) -> str:
-        for text in texts:
-            if text not in self.texts:
-                self.texts.append(text)
-        numbers = sorted(self.texts.index(text) + 1 for text in texts)
-        return f" [{','.join(map(str, numbers))}]" if numbers else ""
-
-    def at(self, cell: dict[str, Any], column: str) -> str:
-        notes = self.experiment.paper.get("notes") or []
-        return self.mark(*(" ".join(notes[i]["text"].split()) for i in self.experiment.notes(cell, column)))
 
 
 def heading(block: Block) -> str:
@@ -196,26 +185,6 @@ def csv_row(experiment: Experiment, block: Block, row: Row) -> dict[str, Any]:
         "seeds": " ".join(str(r["seed"]) for r in row.finished) or None,
         f"{experiment.metric}s": " ".join(repr(v) for v in row.values(experiment.metric)) or None,
     }  # fmt: skip
-
-
-def schedule_rows(
-    experiment: Experiment, rates: dict[str, tuple[Callable[[int], float], int]], notes: Notes
-) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
-    """A line per schedule for the table, a row per epoch for the CSV (first, lowest and highest rate used in it)."""
-    steps = experiment.paper["steps_per_epoch"]
-    body, rows = [], []
-    for name, (lr, epochs) in rates.items():
-        used = [[lr(t) for t in range(e * steps, (e + 1) * steps)] for e in range(epochs)]
-        rows += [
-            {"sched": name, "epoch": e, "lr_first": u[0], "lr_min": min(u), "lr_max": max(u)}
-            for e, u in enumerate(used)
-        ]
-        paper = experiment.published({"sched": name}).get("epochs")
-        body.append([
-            experiment.label(name) + notes.at({"sched": name}, experiment.metric), _epochs(epochs, paper),
-            *(f"{value:.6g}" for value in (used[0][0], min(map(min, used)), max(map(max, used)), used[-1][-1])),
-        ])  # fmt: skip
-    return ["schedule", "epochs", "first lr", "lowest lr", "highest lr", "last lr"], body, rows
 
 
 def render(
