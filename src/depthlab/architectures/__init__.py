@@ -3,5 +3,6 @@
 from depthlab.architectures.multilevel import MultilevelResNet
 from depthlab.architectures.plain11 import Plain11
 from depthlab.architectures.resnet import ResNet
+from depthlab.architectures.simple import DominantNet, SimpleNet
 
-__all__ = ["MultilevelResNet", "Plain11", "ResNet"]
+__all__ = ["DominantNet", "MultilevelResNet", "Plain11", "ResNet", "SimpleNet"]
