@@ -6,6 +6,8 @@ below, and what only the parts themselves can know by constructing them (network
 
 import difflib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -90,6 +92,18 @@ class Trainer(Section):
     limit_test_batches: Limit
 
 
+class Analysis(Part):
+    """An analysis during training: its function's options, and these."""
+
+    target: str = Field(alias="_target_")
+    figure: str | None = None
+    check: str | None = None
+    split: Literal["test", "train", "val"] = "test"
+    images: Positive | None = None
+    at: list[Natural] = []
+    every: Positive | None = None
+
+
 class Logger(Section):
     name: Literal["csv", "wandb", "tensorboard"]
     project: str | None = None
@@ -97,7 +111,7 @@ class Logger(Section):
 
 
 class Launcher(Section):
-    jobs: Positive
+    jobs: Positive | Literal["auto"]
     grace: float = Field(ge=0)
 
 
@@ -111,6 +125,7 @@ class Settings(Section):
     trainer: Trainer
     logger: Logger
     launcher: Launcher
+    analyses: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Analysis]
     seed: Natural
     budget: float = Field(gt=0)
     runs_dir: str = Field(min_length=1)
@@ -122,6 +137,7 @@ class Settings(Section):
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Sections whose keys besides these are constructor arguments.
 ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "grow": ("name",), "augment": ("name",)}
+ABOUT["analysis"] = ("name", "figure", "check", "split", "images", "at", "every")
 
 
 def build(config: dict[str, Any], section: str, **more: Any) -> Any:
@@ -170,6 +186,38 @@ def check_arguments(section: str, arguments: dict[str, Any]) -> None:
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise Problem(f"{section}.{key}={value}: {message[0].lower()}{message[1:]}") from error
+
+
+def analysis(section: dict[str, Any], where: str = "analysis") -> Callable[..., Any]:
+    """The function of conf/analysis/<name>.yaml with its options bound.
+
+    Raises:
+        Problem: an option that it does not know, or of another type.
+    """
+    options = {key: value for key, value in section.items() if key not in ABOUT["analysis"]}
+    check_arguments(where, options)
+    options.pop("_target_")
+    return partial(get_object(section["_target_"]), **options)
+
+
+def analyses(config: dict[str, Any], folder: Path | None = None) -> list[Any]:
+    """A callback for each of `analyses`.
+
+    Raises:
+        Problem: it says no epoch of the recipe, needs a finished run, or its function does not know an option.
+    """
+    from callbacks.analyse import Analyse
+
+    found = []
+    for name, section in config["analyses"].items():
+        when = {key: section[key] for key in ("at", "every", "split", "images") if key in section}
+        recipe = {"epochs": config["sched"]["epochs"], "budget": config["budget"]}
+        try:
+            function = analysis(section, f"analyses.{name}")
+            found.append(Analyse(function, **when, **recipe, name=name, folder=folder))
+        except ValueError as error:
+            raise Problem(str(error)) from error
+    return found
 
 
 def closest(word: str, options: list[str]) -> str:
@@ -256,6 +304,7 @@ def problems(config: dict[str, Any]) -> list[str]:
     except Problem as problem:
         return [*lines, str(problem)]
     lines += size_problems(config, net)
+    lines += analysis_problems(config, net)
     if config["grow"]["name"] != "none":
         lines += growth_problems(config, net)
     return list(dict.fromkeys(lines))
@@ -285,6 +334,18 @@ def size_problems(config: dict[str, Any], net: Any) -> list[str]:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         return [f"arch={config['arch']['name']} cannot take images of {size}x{size} (data.size): {reason}"]
+    return []
+
+
+def analysis_problems(config: dict[str, Any], net: Any) -> list[str]:
+    """What keeps `analyses` from being measured on this network."""
+    try:
+        analyses(config)
+        for section in config["analyses"].values():
+            if section.get("check") is not None:
+                get_object(section["check"])(net)
+    except Problem as problem:
+        return [str(problem)]
     return []
 
 

@@ -22,6 +22,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins import side_by_side
+
 BUSY = 75  # exit code of a job that another process is working on
 TAIL = 12  # lines of a failed job's log that are repeated at the end
 # What a parent (DDP, torchrun, Slurm's job step) leaves in the environment and a fresh job must not inherit.
@@ -78,6 +80,28 @@ def die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def share(at_once: int, slots: list[str]) -> dict[str, str]:
+    """The environment of one of `at_once` jobs: its GPUs, or its share of the cores."""
+    more = {"DEPTHLAB_SIDE_BY_SIDE": str(at_once), "PYTHONUNBUFFERED": "1"}
+    if slots:
+        more["CUDA_VISIBLE_DEVICES"] = ",".join(slots)
+    elif at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
+        more["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
+    return more
+
+
+def process(line: list[str], more: dict[str, str], out: Any) -> subprocess.Popen:
+    return subprocess.Popen(
+        line,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        env=clean_environment(**more),
+        start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
+        preexec_fn=die_with_parent,
+    )
 
 
 class ProcessLauncher(Launcher):
@@ -141,8 +165,8 @@ class ProcessLauncher(Launcher):
 
     def work(self, waiting: list[Job], total: int) -> None:
         """Keep up to `launcher.jobs` processes going until all have ended. No threads: jobs die with this one."""
-        at_once, grace = self.config.launcher.jobs, self.config.launcher.grace
         load = dict.fromkeys(visible_gpus(), 0)  # jobs on each
+        at_once, grace = self.at_once(waiting, list(load)), self.config.launcher.grace
         running: list[Job] = []
         stop = StopSignal()
         todo = list(waiting)
@@ -169,33 +193,37 @@ class ProcessLauncher(Launcher):
         if stop.received:
             raise SystemExit(128 + stop.received)
 
+    def at_once(self, waiting: list[Job], gpus: list[str]) -> int:
+        """`launcher.jobs`, measured where it is auto."""
+        asked = self.config.launcher.jobs
+        if asked != "auto" or len(waiting) < 2:
+            return 1 if asked == "auto" else asked
+        first = waiting[0]
+        places = len(gpus) // first.devices if first.on_gpu and gpus else 1
+        most = min(len(waiting), max(1, places) * side_by_side.SHARED if first.on_gpu and gpus else cores())
+        candidates = [k for k in (places * 2**i for i in range(20)) if k < most] + [most]
+
+        def start(k: int, folder: Path) -> list[subprocess.Popen]:
+            slots = [gpus[i * first.devices % len(gpus) :][: first.devices] if gpus else [] for i in range(k)]
+            line = [sys.executable, side_by_side.__file__, str(folder), *first.overrides]
+            return [process(line, share(k, slots[i]), subprocess.DEVNULL) for i in range(k)]
+
+        print(f"launcher.jobs=auto: trying {first.name} {candidates} at once", flush=True)
+        best, said = side_by_side.choose(start, candidates)
+        print(said, flush=True)
+        return best
+
     def start(self, job: Job, total: int, at_once: int) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        more = {
-            "DEPTHLAB_JOB": f"{job.number}/{total}",
-            "DEPTHLAB_SIDE_BY_SIDE": str(at_once),
-            "PYTHONUNBUFFERED": "1",
-        }
+        more = {"DEPTHLAB_JOB": f"{job.number}/{total}", **share(at_once, job.slots)}
         if at_once == 1 and sys.stdout.isatty():
             more["DEPTHLAB_TERMINAL"] = "1"
-        if job.slots:
-            more["CUDA_VISIBLE_DEVICES"] = ",".join(job.slots)
-        elif at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
-            more["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
         print(f"[{job.number}/{total}] {job.name}: started, log in {job.log}", flush=True)
         job.seconds = -time.monotonic()
         job.state = "running"
         with job.log.open("ab") as log:
             job.shown = log.tell()
-            job.process = subprocess.Popen(
-                command(job.overrides),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(**more),
-                start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
-                preexec_fn=die_with_parent,
-            )
+            job.process = process(command(job.overrides), more, log)
 
     def end(self, job: Job, total: int, shown: bool) -> None:
         job.seconds += time.monotonic()
