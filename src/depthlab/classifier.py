@@ -3,6 +3,8 @@
 Weight decay is an L2 term, (weight_decay / 2) ||w||^2, on
     decay="kernels"   convolution and fully connected kernels but those in `net.no_weight_decay` (Barz & Denzler's code)
     decay="all"       every parameter, biases and BatchNorm too (plain torch; Li et al.)
+or, with decay_towards="identity", (weight_decay / 2) ||w - rho||^2: of a plain network with weights p that is a residual
+one in disguise the penalty of the latter, ||T^-1(p)||^2 (Yu & Tomasi 2019, section 4.1; depthlab/equivalence.py).
 Where the gradient's norm is clipped, the L2 term is part of what is clipped, as in Keras (Barz & Denzler's code).
 `momentum_style="keras"` keeps v <- m v - lr g, the learning rate inside the buffer; torch keeps v <- m v + g. They
 differ only where the rate changes, so the one is the other with its buffer scaled by lr_before / lr_now.
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from depthlab import growth
+from depthlab.equivalence import T, id_entries, identity_kernels
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
@@ -41,6 +44,16 @@ def parameter_groups(net: nn.Module, weight_decay: float, decay: str = "kernels"
     return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
+def penalty(net: nn.Module, weight_decay: float, decay: str = "kernels", decay_towards: str = "zero") -> float:
+    """The L2 term of the weights as they are."""
+    state = dict(net.named_parameters())
+    if decay_towards == "identity":
+        state = T(state, identity_kernels(net), inverse=True)
+    decayed = {id(p) for p in parameter_groups(net, weight_decay, decay)[0]["params"]}
+    names = [name for name, p in net.named_parameters() if id(p) in decayed]
+    return weight_decay / 2 * sum(state[name].detach().double().square().sum().item() for name in names)
+
+
 class Classifier(LightningModule):
     """Trains `net` to classify: batches are (images (B, 3, H, W), labels (B,)).
 
@@ -50,7 +63,7 @@ class Classifier(LightningModule):
     Args:
         net: (B, 3, H, W) -> logits (B, K).
         optimizer: takes parameter groups, e.g. `partial(torch.optim.SGD, lr=0.1, momentum=0.9)`.
-        weight_decay, decay, momentum_style: see the top of this file.
+        weight_decay, decay, decay_towards, momentum_style: see the top of this file.
         channels_last: memory format of the network; changes speed, not the mathematics.
     """
 
@@ -62,14 +75,18 @@ class Classifier(LightningModule):
         decay: str = "kernels",
         momentum_style: str = "torch",
         channels_last: bool = False,
+        decay_towards: str = "zero",
     ):
         super().__init__()
+        if decay_towards not in ("zero", "identity"):
+            raise ValueError(f"optim.decay_towards must be zero or identity, got {decay_towards!r}")
         if momentum_style not in ("torch", "keras"):
             raise ValueError(f"optim.momentum_style must be torch or keras, got {momentum_style!r}")
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.make_optimizer = optimizer
         self.weight_decay = weight_decay
         self.decay = decay
+        self.decay_towards = decay_towards
         self.momentum_style = momentum_style
         self.evaluations = nn.ModuleDict(
             {
@@ -147,6 +164,10 @@ class Classifier(LightningModule):
 
     # ---- optimisation
 
+    def penalty(self) -> float:
+        """The L2 term of the weights as they are."""
+        return penalty(self.net, self.weight_decay, self.decay, self.decay_towards)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = parameter_groups(self.net, self.weight_decay, self.decay)
         if self.trainer.gradient_clip_val is not None:  # the L2 term is added, then clipped: see below
@@ -159,10 +180,15 @@ class Classifier(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_val is not None:
+        towards_identity = self.decay_towards == "identity"
+        if gradient_clip_val is not None or towards_identity:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if scaler is not None:  # fp16: a fused optimiser would unscale later, inside its step
                 scaler.unscale_(optimizer)
+        if towards_identity:  # the gradient of the L2 term is weight_decay (w - rho): here -rho, with the others w
+            kernels = [self.net.get_parameter(name) for name in identity_kernels(self.net)]
+            torch._foreach_sub_([id_entries(p.grad) for p in kernels if p.grad is not None], self.weight_decay)
+        if gradient_clip_val is not None:
             for group in optimizer.param_groups:
                 if group.get("l2"):
                     params = [p for p in group["params"] if p.grad is not None]

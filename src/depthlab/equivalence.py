@@ -11,9 +11,13 @@ s = sigma / gamma per channel, and sigma is the deviation of the batch at hand, 
 itself; in networks of two convolutions per block the identity would pass the ReLU between them as well.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from depthlab.problem import Problem
 
 
 def id_entries(kernel: Tensor) -> Tensor:
@@ -28,9 +32,58 @@ def id_entries(kernel: Tensor) -> Tensor:
 
 
 def T(state: Mapping[str, Tensor], names: Iterable[str], inverse: bool = False) -> dict[str, Tensor]:
-    """`state` with 1 added to (`inverse`: taken from) the ID entries of the kernels `names`; the rest is not copied."""
+    """A state dict with 1 added to (`inverse`: taken from) the ID entries of the kernels `names`; the rest as it is."""
     out = dict(state)
     for name in names:
         out[name] = state[name].detach().clone()
         id_entries(out[name]).add_(-1 if inverse else 1)
     return out
+
+
+def identity_kernels(net: nn.Module) -> list[str]:
+    """The names of the kernels to which T applies, one per block.
+
+    Raises:
+        Problem: there is no such map for this network, with the reason.
+    """
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        raise Problem(
+            f"no exact map between plain and residual networks with BatchNorm ({type(net).__name__}): behind the "
+            "normalisation an identity is worth sigma/gamma in the kernel before it, and sigma is another for every "
+            "batch; take a simplified network (arch=simple_plain20, simple_residual20)"
+        )
+    blocks = net.blocks() if hasattr(net, "set_identity") else []
+    if not blocks or any(not isinstance(block.conv, nn.Conv2d) or block.conv.groups > 1 for block in blocks):
+        way_out = "take a simplified network (arch=simple_plain20, simple_residual20)"
+        raise Problem(f"{type(net).__name__} is neither a plain network nor its residual twin; {way_out}")
+    if any(block.step_size != 1 for block in blocks):
+        raise Problem("this network has grown, ID(x) + h conv(x) with h < 1: T(r) maps h = 1 only; take grow=none")
+    kernels = {id(block.conv.weight) for block in blocks}
+    return [name for name, p in net.named_parameters() if id(p) in kernels]
+
+
+def twin(net: nn.Module, residual: bool) -> nn.Module:
+    """A copy of a simplified network in its residual or plain form, the same function.
+
+    In the precision of the weights: adding 1 may round them, which in float64 float32 weights do not.
+
+    Raises:
+        Problem: see `identity_kernels`.
+    """
+    names = identity_kernels(net)
+    out = copy.deepcopy(net)
+    if net.residual != residual:
+        out.set_identity(residual)
+        with torch.no_grad():
+            out.load_state_dict(T(net.state_dict(), names, inverse=residual))
+    return out
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """The plain form, see `twin`: of a residual network that with weights T(r)."""
+    return twin(net, residual=False)
+
+
+def residual(net: nn.Module) -> nn.Module:
+    """The residual form, see `twin`: of a plain network that with weights T^-1(p)."""
+    return twin(net, residual=True)
