@@ -57,7 +57,9 @@ class Optim(Section):
     name: str
     optimizer: dict[str, Any]
     weight_decay: float = Field(ge=0)
+    wd_norm: Literal["batch", "none"] = "none"
     decay: Literal["kernels", "all"]
+    decay_towards: Literal["zero", "identity"] = "zero"
     momentum_style: Literal["torch", "keras"]
 
 
@@ -303,7 +305,7 @@ def problems(config: dict[str, Any]) -> list[str]:
         net = network(config, device="meta")
     except Problem as problem:
         return [*lines, str(problem)]
-    lines += size_problems(config, net)
+    lines += size_problems(config, net) + decay_problems(config["optim"], net)
     lines += analysis_problems(config, net)
     if config["grow"]["name"] != "none":
         lines += growth_problems(config, net)
@@ -320,6 +322,21 @@ def optimizer_problems(optim: dict[str, Any]) -> list[str]:
     except Exception as error:  # whatever an optimiser's constructor says
         cause = error.__cause__ or error
         return [f"optim.optimizer: {' '.join(str(cause).split())}"]
+    return []
+
+
+def decay_problems(optim: dict[str, Any], net: Any) -> list[str]:
+    """Whether the network's weights can decay towards the identity."""
+    from depthlab.equivalence import identity_kernels
+
+    if optim.get("decay_towards") != "identity":
+        return []
+    try:
+        identity_kernels(net)
+    except Problem as problem:
+        return [f"optim.decay_towards=identity: {problem}"]
+    if net.residual:
+        return ["optim.decay_towards=identity is for plain networks; a residual one decays to it by itself: take zero"]
     return []
 
 

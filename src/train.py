@@ -85,8 +85,9 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     model = Classifier(
         network(config, data.num_classes),
         hydra.utils.instantiate(optim["optimizer"]),
-        weight_decay=optim["weight_decay"],
+        weight_decay=optim["weight_decay"] / (data.batch_size if optim.get("wd_norm") == "batch" else 1),
         decay=optim["decay"],
+        decay_towards=optim.get("decay_towards", "zero"),
         momentum_style=optim["momentum_style"],
         channels_last=channels_last,
     )
@@ -164,6 +165,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "evaluated_on": data.evaluated_on,
         **record.summary(trainer, model),
         **divergence.summary(),
+        "penalty": model.penalty(),  # of the last epoch's weights; train_loss + penalty is what was minimised
         "analyses": {},
         "identity": record.identity,
         "config": config,

@@ -3,8 +3,8 @@
 Weight decay is an L2 term, (weight_decay / 2) ||w||^2, on
     decay="kernels"   convolution and fully connected kernels but those in `net.no_weight_decay` (Barz & Denzler's code)
     decay="all"       every parameter, biases and BatchNorm too (plain torch; Li et al.)
-or, with decay_towards="identity", (weight_decay / 2) ||w - rho||^2: of a plain network with weights p that is a residual
-one in disguise the penalty of the latter, ||T^-1(p)||^2 (Yu & Tomasi 2019, section 4.1; depthlab/equivalence.py).
+or, with decay_towards="identity", (weight_decay / 2) ||w - rho||^2: the penalty ||T^-1(p)||^2 of a plain network with
+weights p that is a residual one in disguise (Yu & Tomasi 2019, section 4.1; depthlab/equivalence.py).
 Where the gradient's norm is clipped, the L2 term is part of what is clipped, as in Keras (Barz & Denzler's code).
 `momentum_style="keras"` keeps v <- m v - lr g, the learning rate inside the buffer; torch keeps v <- m v + g. They
 differ only where the rate changes, so the one is the other with its buffer scaled by lr_before / lr_now.

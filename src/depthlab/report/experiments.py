@@ -6,8 +6,8 @@ The file is a Hydra configuration; here it is read as plain YAML, so that a repo
     defaults                `override /data: cifar100` fixes the data set
     budget, trainer.precision    the experiment's own, where it sets them
     paper                   title, cite, labels, published, notes, ratios, leave_out (see `Experiment`); figure, a
-                            function that draws, and its options (see `given`); padding is for the file's own
-                            interpolations
+                            function that draws, and its options (see `given`); padding and rates are for the
+                            file's own interpolations
 """
 
 import re
@@ -23,7 +23,7 @@ from depthlab.problem import Problem
 Cell = dict[str, Any]  # axis -> value, e.g. {"arch": "plain11", "sched": "sgd"}
 
 PAPER_KEYS = {
-    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "claims",
+    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "rates", "claims",
     "figure", "options",
 }  # fmt: skip
 
