@@ -165,7 +165,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "evaluated_on": data.evaluated_on,
         **record.summary(trainer, model),
         **divergence.summary(),
-        "penalty": model.penalty(),  # of the last epoch's weights; train_loss + penalty is what was minimised
+        "penalty": model.penalty() if divergence.step is None else None,  # of the last epoch's weights; train_loss + penalty is what was minimised
         "analyses": {},
         "identity": record.identity,
         "config": config,
