@@ -9,6 +9,8 @@ HOMES = {
     "MultilevelResNet": "depthlab.architectures:MultilevelResNet",
     "Plain11": "depthlab.architectures:Plain11",
     "ResNet": "depthlab.architectures:ResNet",
+    "SimpleNet": "depthlab.architectures:SimpleNet",
+    "DominantNet": "depthlab.architectures:DominantNet",
     "plain11": "depthlab.architectures:Plain11",  # torchvision's habit
 }
 __all__ = ["Classifier", "ImageData", "MultilevelResNet", "Plain11", "ResNet", "plain11"]
