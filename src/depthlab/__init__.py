@@ -13,7 +13,7 @@ HOMES = {
     "DominantNet": "depthlab.architectures:DominantNet",
     "plain11": "depthlab.architectures:Plain11",  # torchvision's habit
 }
-__all__ = ["Classifier", "ImageData", "MultilevelResNet", "Plain11", "ResNet", "plain11"]
+__all__ = ["Classifier", "DominantNet", "ImageData", "MultilevelResNet", "Plain11", "ResNet", "SimpleNet", "plain11"]
 
 
 def __getattr__(name: str) -> Any:
