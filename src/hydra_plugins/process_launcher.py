@@ -205,8 +205,10 @@ class ProcessLauncher(Launcher):
 
         def start(k: int, folder: Path) -> list[subprocess.Popen]:
             slots = [gpus[i * first.devices % len(gpus) :][: first.devices] if gpus else [] for i in range(k)]
-            line = [sys.executable, side_by_side.__file__, str(folder), *first.overrides]
-            return [process(line, share(k, slots[i]), subprocess.DEVNULL) for i in range(k)]
+            line = [sys.executable, "-m", side_by_side.__name__, str(folder), *first.overrides]
+            here = {"PYTHONPATH": os.pathsep.join(sys.path)}
+            with (folder / "log").open("wb") as log:
+                return [process(line, share(k, slots[i]) | here, log) for i in range(k)]
 
         print(f"launcher.jobs=auto: trying {first.name} {candidates} at once", flush=True)
         best, said = side_by_side.choose(start, candidates)
