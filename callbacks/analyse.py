@@ -51,18 +51,21 @@ class Analyse(Callback):
         name: str | None = None,
         folder: Path | None = None,
     ):
+        self.name = name or getattr(analysis, "func", analysis).__name__
+        where = f"analyses.{self.name}"
         if not at and every is None:
-            raise ValueError("analyse: say when, at=[...] (epochs) or every=...")
-        if any(e < 0 for e in at) or (every is not None and every < 1):
-            raise ValueError(f"analyse.at must be >= 0 and analyse.every >= 1, got {list(at)} and {every}")
+            raise ValueError(f"{where}: say when, {where}.at=[...] (epochs of the recipe) or {where}.every=...")
+        last = float("inf") if epochs is None else epochs
+        if any(not 0 <= e <= last for e in at) or (every is not None and not 1 <= every <= last):
+            allowed = "epochs" if epochs is None else f"epochs up to the recipe's last, {epochs} (sched.epochs)"
+            raise ValueError(f"{where}: at >= 0 and every >= 1 must be {allowed}, got at={list(at)} and every={every}")
         if "record" in needs(analysis):
-            raise ValueError("analyse: this analysis needs a finished run; use src/analyze.py")
+            raise ValueError(f"{where}: this analysis needs a finished run; use src/analyze.py")
         points = sorted({*at, *(range(every, epochs + 1, every) if every and epochs else ())})
         run_epochs = epochs and max(1, round(epochs * budget))
         self.run_at = set(run_points(points, epochs, run_epochs) if epochs else points)
         self.every = None if epochs else every
         self.analysis, self.split, self.images, self.batches, self.folder = analysis, split, images, batches, folder
-        self.name = name or getattr(analysis, "func", analysis).__name__
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -80,6 +83,8 @@ class Analyse(Callback):
             raise Problem("analyse: the trainer has no ImageData to take images from; give Analyse(batches=...)")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.batches is None:
+            self.batches = choose(trainer.datamodule, self.split, self.images, pl_module.device)
         if trainer.current_epoch == 0 and 0 in self.run_at:
             self.measure(trainer, pl_module, 0)
 
@@ -92,8 +97,6 @@ class Analyse(Callback):
         if not trainer.is_global_zero:  # all ranks have the same weights
             return
         with isolate_rng():
-            if self.batches is None:
-                self.batches = choose(trainer.datamodule, self.split, self.images, pl_module.device)
             result = measure(self.analysis, net=lambda: pl_module.net, batches=lambda: self.batches)
         scalars = files.plain(result.scalars)
         self.rows.append({"epoch": epoch, **scalars})

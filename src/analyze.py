@@ -11,9 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from depthlab.problem import Problem
-
-ABOUT = ("_target_", "name", "figure", "split", "images")  # keys of an analysis besides its function's options
-
-
-def function(section: dict[str, Any]) -> Callable[..., Any]:
-    """The analysis with its options bound.
-
-    Raises:
-        Problem: an option that it does not know, or of another type.
-    """
-    from configuration import check_arguments
-
-    options = {key: value for key, value in section.items() if key not in ABOUT}
-    check_arguments("analysis", {"_target_": section["_target_"]} | options)
-    return partial(get_object(section["_target_"]), **options)
 
 
 def trained(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int, device: Any) -> Any:
@@ -62,6 +45,7 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     """
     import torch
 
+    from configuration import analysis
     from depthlab import ImageData, records
     from depthlab.analysis import choose, drawing, files, measure
 
@@ -69,7 +53,7 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     config = json.loads((folder / "config.json").read_text())
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        options = {key: value for key, value in section.items() if key not in ("_target_", "figure")}
+        options = {key: value for key, value in section.items() if key not in ("_target_", "figure", "check")}
         subject = {"analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")}
     except Exception as error:
         raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__})") from error
@@ -92,7 +76,7 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     if (folder / "result.json").exists():
         given["record"] = lambda: json.loads((folder / "result.json").read_text())
     began = time.perf_counter()
-    result = measure(function(section), **given)
+    result = measure(analysis(section), **given)
     about = {"run": folder.resolve().name, **subject, "seconds": time.perf_counter() - began}
     about |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), **records.provenance(device)}
     png = drawing.png(get_object(section["figure"])({folder.name: result}))
@@ -107,12 +91,13 @@ def run(config: dict[str, Any]) -> None:
     if config.get("analysis") is None:
         known = sorted(path.stem for path in (Path(__file__).parents[1] / "conf/analysis").glob("*.yaml"))
         raise Problem(f"analysis: say which, there is {', '.join(known)}")
+    from configuration import analysis
     from depthlab.analysis import device_of, drawing, files
     from train import quieten
 
     quieten()
     section, device = config["analysis"], device_of(config["device"])
-    function(section)  # complains before anything is loaded
+    analysis(section)  # complains before anything is loaded
     folders = files.run_folders(config["run"])
     found = {f.name: analyze(f, section, device, config["data_dir"], config["force"]) for f in folders}
     if len(found) > 1:

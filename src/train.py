@@ -42,6 +42,7 @@ class Parts(NamedTuple):
     trainer: Any
     record: Any
     divergence: Any
+    analyses: list[Any]
 
 
 def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **settings: Any) -> Parts:
@@ -64,7 +65,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     from callbacks.loggers import make_loggers
     from callbacks.progress import RunProgress
     from callbacks.record import Record
-    from configuration import build, network
+    from configuration import analyses, build, network
     from depthlab import Classifier, ImageData, records
 
     quieten()
@@ -95,13 +96,14 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         model.net.compile()
     schedule, grow = build(config, "sched"), build(config, "grow")
     record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
+    measured = analyses(config, folder)  # after `record`: the clock of an epoch does not count them
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks = [record, schedule, grow, divergence, RunProgress(folder.name), last_checkpoint(folder), *more]
+    callbacks = [record, schedule, grow, divergence, RunProgress(folder.name), *measured, last_checkpoint(folder)]
     try:
         trainer = pl.Trainer(
             **{"max_epochs": schedule.run_epochs} | settings,
             gradient_clip_val=config["sched"]["clip"],
-            callbacks=[callback for callback in callbacks if callback is not None],
+            callbacks=[callback for callback in [*callbacks, *more] if callback is not None],
             plugins=[AtomicCheckpointIO()],
             logger=make_loggers(config, folder.name, folder),
             default_root_dir=folder,
@@ -116,7 +118,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         raise Problem("trainer.sync_batchnorm=true needs GPUs; on CPUs each process normalises its own share")
     if trainer.precision != settings["precision"]:
         raise Problem(f"trainer.precision={settings['precision']} does not exist on this device; take bf16-mixed")
-    return Parts(model, data, trainer, record, divergence)
+    return Parts(model, data, trainer, record, divergence, measured)
 
 
 def quieten() -> None:
@@ -144,7 +146,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     name = records.run_name(config)
     folder = Path(config["runs_dir"]).absolute() / name
-    model, data, trainer, record, divergence = assemble(config, folder)
+    model, data, trainer, record, divergence, analyses = assemble(config, folder)
     checkpoint = resume_point(folder, record.identity)
     if trainer.is_global_zero:
         records.write_json(folder / "config.json", config)
@@ -166,7 +168,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         **record.summary(trainer, model),
         **divergence.summary(),
         "penalty": model.penalty() if divergence.step is None else None,  # of the last epoch's weights; train_loss + penalty is what was minimised
-        "analyses": {},
+        "analyses": {f"{analyse.name}_during": analyse.rows for analyse in analyses},
         "identity": record.identity,
         "config": config,
     }

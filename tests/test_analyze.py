@@ -14,10 +14,10 @@ from hydra.utils import get_object
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from analyze import analyze, function, run, trained
+from analyze import analyze, run, trained
 from callbacks.analyse import Analyse
 from callbacks.checkpoint import last_checkpoint
-from configuration import explain, resolve
+from configuration import analysis, explain, problems, resolve
 from conftest import ROOT, TINY
 from depthlab import ImageData
 from depthlab.analysis import Result, choose, files
@@ -124,7 +124,7 @@ def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
         (["run=broken", "analysis=norms"], "last.ckpt: not a readable checkpoint"),
         (["run=PLAIN", "analysis=norms"], "Plain11 has no residual blocks"),
         (["run=PLAIN", "analysis=time_saved"], "did not grow"),
-        (["run=ML"], "analysis: say which, there is lesion, norms, time_saved"),
+        (["run=ML"], "analysis: say which, there is "),
         (["run=ML", "analysis=lesions"], "analysis=lesions: there is no such analysis; did you mean lesion?"),
         (["run=ML", "analysis=lesion", "+analysis.drawz=2"], "analysis.drawz: no such key; did you mean draws?"),
         (["run=ML", "analysis=lesion", "analysis.draws=few"], "analysis.draws=few: input should be a valid integer"),
@@ -152,7 +152,7 @@ def test_refusals(overrides, said, runs, tmp_path, monkeypatch):
 def test_every_analysis_file(name):
     section = composed("analyze", f"analysis={name}")["analysis"]
     assert section["name"] == name
-    assert callable(function(section))
+    assert callable(analysis(section))
     assert callable(get_object(section["figure"]))
 
 
@@ -232,6 +232,49 @@ def test_rows_are_resumed(tmp_path):
     assert digest(a.net.state_dict()) == digest(b.net.state_dict())
 
 
+MEASURED = ["+analysis@analyses.sizes=norms", "+analyses.sizes.at=[0,164]", "analyses.sizes.images=20"]
+
+
+def test_a_run_with_analyses(data_dir, tmp_path):
+    """Its record has their rows, its folder their arrays; its name and numbers are those of the run without."""
+    places = [f"data_dir={data_dir}", "budget=0.02"]
+    plain, watched = (
+        train(composed("train", *TINY, *places, f"runs_dir={tmp_path}/{place}", *more))
+        for place, more in (("plain", []), ("watched", MEASURED))
+    )
+    assert watched["name"] == plain["name"]
+    assert watched["curves"]["train_loss"] == plain["curves"]["train_loss"]
+    assert watched["test_loss"] == plain["test_loss"]
+    assert plain["analyses"] == {}
+    rows = watched["analyses"]["sizes_during"]
+    assert [(row["epoch"], row["images"]) for row in rows] == [(0, 20), (3, 20)]
+    folder = tmp_path / "watched" / watched["name"]
+    found, about = files.read(folder, "sizes-epoch0003")
+    assert found.scalars == {key: value for key, value in rows[1].items() if key != "epoch"}
+    assert about["step"] == watched["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["+analyses.sizes.at=[200]"], "analyses.sizes: at >= 0 and every >= 1 must be epochs up to the recipe's last"),
+        (["+analyses.sizes.every=0"], "analyses.sizes.every=0: input should be greater than or equal to 1"),
+        (["+analyses.sizes.at=[soon]"], "analyses.sizes.at=soon: input should be a valid integer"),
+        ([], "analyses.sizes: say when, analyses.sizes.at=[...] (epochs of the recipe) or analyses.sizes.every=..."),
+        (["+analyses.sizes.at=[1]", "+analyses.sizes.horizn=2.0"], "analyses.sizes.horizn: no such key; did you mean"),
+        (["+analyses.sizes.at=[1]", "analyses.sizes.horizon=far"], "analyses.sizes.horizon=far: input should be a"),
+        (["+analyses.sizes.at=[1]", "analyses.sizes.split=tets"], "analyses.sizes.split=tets: input should be 'test'"),
+        (["+analyses.sizes.at=[1]", "arch.shortcut=none"], "has no shortcuts (arch.shortcut=none)"),
+        (["+analyses.sizes.at=[1]", "+analysis@analyses.t=time_saved", "+analyses.t.at=[1]"], "t: this analysis needs"),
+    ],
+)
+def test_analyses_are_checked_before_anything_starts(overrides, line):
+    found = problems(composed("train", *TINY, "+analysis@analyses.sizes=norms", *overrides))
+    assert len(found) == 1
+    assert line in found[0]
+    assert "\n" not in found[0]
+
+
 def test_epochs_scale_with_the_budget():
     assert Analyse(norms, at=(0, 60, 110, 160), epochs=160, budget=0.05).run_at == {0, 3, 6, 8}
     assert Analyse(norms, every=40, epochs=160, budget=0.1).run_at == {4, 8, 12, 16}
@@ -242,8 +285,9 @@ def test_epochs_scale_with_the_budget():
     ("wrong", "said"),
     [
         ({}, "say when"),
-        ({"every": 0}, "every >= 1, got"),
-        ({"at": [-1]}, "at must be >= 0"),
+        ({"every": 0}, "analyses.norms: .* every >= 1 .*every=0"),
+        ({"at": [-1]}, r"at=\[-1\]"),
+        ({"at": [161], "epochs": 160}, r"up to the recipe's last, 160 .*at=\[161\]"),
         ({"at": [1], "analysis": time_saved}, "needs a finished run"),
     ],
 )
