@@ -65,6 +65,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     from callbacks.loggers import make_loggers
     from callbacks.progress import RunProgress
     from callbacks.record import Record
+    from callbacks.step_losses import StepLosses
     from configuration import analyses, build, network
     from depthlab import Classifier, ImageData, records
 
@@ -98,7 +99,8 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     record, divergence = Record(folder, identity=records.identity_of(config)), Divergence()
     measured = analyses(config, folder)  # after `record`: the clock of an epoch does not count them
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks = [record, schedule, grow, divergence, RunProgress(folder.name), *measured, last_checkpoint(folder)]
+    watchers = [divergence, StepLosses(folder)]
+    callbacks = [record, schedule, grow, *watchers, RunProgress(folder.name), *measured, last_checkpoint(folder)]
     try:
         trainer = pl.Trainer(
             **{"max_epochs": schedule.run_epochs} | settings,
@@ -167,7 +169,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "evaluated_on": data.evaluated_on,
         **record.summary(trainer, model),
         **divergence.summary(),
-        "penalty": model.penalty() if divergence.step is None else None,  # of the last epoch's weights; train_loss + penalty is what was minimised
+        "penalty": None if divergence.step is not None else model.penalty(),  # + train_loss is what was minimised
         "analyses": {f"{analyse.name}_during": analyse.rows for analyse in analyses},
         "identity": record.identity,
         "config": config,
