@@ -15,10 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 SECONDS = 4.0
 WARM_UP = 3  # steps
@@ -74,7 +71,7 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "without a word")
 
 
-def room(device: torch.device) -> float:
+def room(device: Any) -> float:
     """How many processes like this one fit into the memory there is, of the device or of the machine."""
     import torch
 
