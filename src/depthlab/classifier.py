@@ -161,6 +161,8 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("growth") is not None:
             growth.set_depth(self.net, **checkpoint["growth"])
+        # Lightning makes a network double only after the weights have been restored, rounded to single
+        self.net.to(next(v.dtype for k, v in checkpoint["state_dict"].items() if k.startswith("net.")))
 
     # ---- optimisation
 
