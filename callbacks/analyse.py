@@ -59,7 +59,7 @@ class Analyse(Callback):
         if any(not 0 <= e <= last for e in at) or (every is not None and not 1 <= every <= last):
             allowed = "epochs" if epochs is None else f"epochs up to the recipe's last, {epochs} (sched.epochs)"
             raise ValueError(f"{where}: at >= 0 and every >= 1 must be {allowed}, got at={list(at)} and every={every}")
-        if "record" in needs(analysis):
+        if set(needs(analysis)) - {"net", "batches"}:
             raise ValueError(f"{where}: this analysis needs a finished run; use src/analyze.py")
         points = sorted({*at, *(range(every, epochs + 1, every) if every and epochs else ())})
         run_epochs = epochs and max(1, round(epochs * budget))

@@ -23,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from depthlab.problem import Problem
 
+NO_NUMBERS = ("_target_", "figure", "extra", "check", "workers")  # of an analysis: other options change what comes out
+
 
 def trained(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int, device: Any) -> Any:
     """The run's network as its checkpoint has it: shape, weights and precision."""
@@ -53,7 +55,7 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     config = json.loads((folder / "config.json").read_text())
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        options = {key: value for key, value in section.items() if key not in ("_target_", "figure", "check")}
+        options = {key: value for key, value in section.items() if key not in NO_NUMBERS}
         subject = {"analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")}
     except Exception as error:
         raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__})") from error
@@ -72,7 +74,10 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     given = {
         "net": lambda: trained(config, checkpoint, data.num_classes, device),
         "batches": lambda: choose(data, section["split"], section["images"], device),
+        "folder": lambda: folder,
+        "scratch": lambda: scratch,
     }
+    scratch = folder / f".analysis-{name}.part.npz"
     if (folder / "result.json").exists():
         given["record"] = lambda: json.loads((folder / "result.json").read_text())
     began = time.perf_counter()
@@ -80,7 +85,10 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     about = {"run": folder.resolve().name, **subject, "seconds": time.perf_counter() - began}
     about |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), **records.provenance(device)}
     png = drawing.png(get_object(section["figure"])({folder.name: result}))
+    for suffix, content in get_object(section["extra"])(folder.name, result).items() if "extra" in section else ():
+        files.write_bytes(files.json_path(folder, name).with_suffix(suffix), content)
     files.write(folder, name, result, about, png)
+    scratch.unlink(missing_ok=True)
     files.add_to_record(folder, name, result)
     print(f"{folder.name}: {name} measured, see {files.json_path(folder, name)}")
     return result

@@ -117,6 +117,11 @@ class Launcher(Section):
     grace: float = Field(ge=0)
 
 
+class Trajectory(Section):
+    every: Positive | None
+    dtype: Literal["float16", "float32"]
+
+
 class Settings(Section):
     arch: Arch
     sched: Sched
@@ -128,6 +133,7 @@ class Settings(Section):
     logger: Logger
     launcher: Launcher
     analyses: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Analysis]
+    trajectory: Trajectory
     seed: Natural
     budget: float = Field(gt=0)
     runs_dir: str = Field(min_length=1)
@@ -139,7 +145,7 @@ class Settings(Section):
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Sections whose keys besides these are constructor arguments.
 ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "grow": ("name",), "augment": ("name",)}
-ABOUT["analysis"] = ("name", "figure", "check", "split", "images", "at", "every")
+ABOUT["analysis"] = ("name", "figure", "extra", "check", "split", "images", "at", "every")
 
 
 def build(config: dict[str, Any], section: str, **more: Any) -> Any:
@@ -309,6 +315,8 @@ def problems(config: dict[str, Any]) -> list[str]:
     lines += analysis_problems(config, net)
     if config["grow"]["name"] != "none":
         lines += growth_problems(config, net)
+        if config["trajectory"]["every"] is not None:
+            lines.append("trajectory.every: a network that grows has no path in one weight space; take grow=none")
     return list(dict.fromkeys(lines))
 
 

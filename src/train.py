@@ -66,6 +66,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     from callbacks.progress import RunProgress
     from callbacks.record import Record
     from callbacks.step_losses import StepLosses
+    from callbacks.trajectory import Trajectory
     from configuration import analyses, build, network
     from depthlab import Classifier, ImageData, records
 
@@ -100,6 +101,8 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     measured = analyses(config, folder)  # after `record`: the clock of an epoch does not count them
     folder.mkdir(parents=True, exist_ok=True)
     watchers = [divergence, StepLosses(folder)]
+    if config["trajectory"]["every"] is not None:
+        watchers.append(Trajectory(folder, **config["trajectory"]))
     callbacks = [record, schedule, grow, *watchers, RunProgress(folder.name), *measured, last_checkpoint(folder)]
     try:
         trainer = pl.Trainer(

@@ -6,6 +6,8 @@ training) do the rest. A function is given what its parameters name, of
     net        the network, in any mode; the function leaves it bit for bit as it was
     batches    (x (B, 3, H, W), y (B,)) as often as it iterates over them
     record     what result.json holds; finished runs only
+    folder     where the run lies; not during training
+    scratch    a path for what a long measurement wants to find again after it was killed; not during training
 
 and its other parameters are options. `figure(results)` beside it draws one or several {label: Result}.
 """
@@ -24,7 +26,7 @@ from depthlab.data.batches import Batches, generator
 from depthlab.data.module import ImageData, held_out
 from depthlab.problem import Problem
 
-GIVEN = ("net", "batches", "record")
+GIVEN = ("net", "batches", "record", "folder", "scratch")
 Images = Iterable[tuple[Tensor, Tensor]]  # iterable more than once
 
 

@@ -1,0 +1,4 @@
+class Winograd:
+    @staticmethod
+    def load():
+        return None
