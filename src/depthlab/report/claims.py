@@ -12,7 +12,7 @@ A claim stands in its experiment's file beside the published numbers (`paper.cla
 and has, where it needs them,
 
     quantity   what is compared: a key of the record, dotted (`analyses.norms.gamma`), or the dotted path of a function
-               of the record; default: the table's number
+               of the record (of nothing, where an experiment sweeps nothing and computes); default: the table's number
     as         difference (default); ratio, of the sum over plus to that over minus (`above: 3` is three times);
                slope of log quantity on log `against` over the runs of all `plus`; rank, Spearman's correlation of the
                two; largest or smallest over those runs, an inequality that needs no seeds
@@ -103,6 +103,8 @@ def judge(experiment: Experiment, blocks: Iterable[Block]) -> list[Verdict]:
     """
     blocks = [block for block in blocks if block.own_data]
     out = []
+    if not experiment.runs:
+        return [computed(claim) for claim in experiment.paper.get("claims") or []]
     for claim in experiment.paper.get("claims") or []:
         found = [verdict(experiment, claim, block) for block in blocks]
         out.append(next((one for one in found if one.verdict != NOT_RUN), found[0]))
@@ -139,6 +141,18 @@ def verdict(experiment: Experiment, claim: dict[str, Any], block: Block) -> Verd
     else:
         guess = ratio(*samples) if kind == "ratio" else difference(*samples)
     return decide(claim, guess, counts, block)
+
+
+def computed(claim: dict[str, Any]) -> Verdict:
+    """Of an experiment without runs: `quantity` is a function of nothing, its number exact."""
+    if claim.get("parts"):
+        shared = {key: value for key, value in claim.items() if key not in ("parts", "paper")}
+        parts = [computed(shared | part) for part in claim["parts"]]
+        why = "; ".join(part.why for part in parts)
+        return Verdict(claim, together([part.verdict for part in parts]), why, parts=parts)
+    module, _, function = claim["quantity"].rpartition(".")
+    value = float(getattr(importlib.import_module(module), function)())
+    return decide(claim | {"as": "largest"}, Estimate(value, 0.0), [1])
 
 
 def decide(claim: dict[str, Any], guess: Estimate, counts: list[int], block: Block | None = None) -> Verdict:

@@ -23,8 +23,8 @@ from depthlab.problem import Problem
 Cell = dict[str, Any]  # axis -> value, e.g. {"arch": "plain11", "sched": "sgd"}
 
 PAPER_KEYS = {
-    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "rates", "claims",
-    "figure", "options",
+    "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "rates",
+    "claims", "figure", "options",
 }  # fmt: skip
 
 

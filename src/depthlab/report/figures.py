@@ -2,9 +2,9 @@
 
 import io
 from collections import defaultdict
-from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -116,16 +116,21 @@ def _rest(row: Row, axes: list[str]) -> tuple:
     return tuple(row.cell[axis] for axis in axes)
 
 
+def band(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:
+    """Epochs completed, mean and sample standard deviation (0 of one) over the seeds that measured `key` there."""
+    found = [(r["curves"].get("epoch") or [], r["curves"].get(key) or []) for r in row.finished]
+    pairs = [(e, v) for epochs, values in found for e, v in zip(epochs, values, strict=False) if v is not None]
+    if not pairs:
+        return [], [], []
+    epochs, values = np.array([e for e, _ in pairs]), np.array([v for _, v in pairs], dtype=float)
+    x, at, n = np.unique(epochs, return_inverse=True, return_counts=True)
+    mean = np.bincount(at, values) / n
+    std = np.sqrt(np.bincount(at, (values - mean[at]) ** 2) / np.maximum(n - 1, 1))
+    return (x + 1).tolist(), mean.tolist(), std.tolist()
+
+
 def _band(axis: Any, row: Row, key: str, colour: str, label: str | None) -> None:
-    """Mean over seeds at each epoch where the quantity was measured; x = epochs completed."""
-    at: dict[int, list[float]] = defaultdict(list)
-    for record in row.finished:
-        for epoch, value in zip(record["curves"].get("epoch") or [], record["curves"].get(key) or [], strict=False):
-            if value is not None:
-                at[epoch + 1].append(value)
-    x = sorted(at)
-    mean = [fmean(at[e]) for e in x]
-    std = [stdev(at[e]) if len(at[e]) > 1 else 0.0 for e in x]
+    x, mean, std = band(row, key)
     low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
     axis.plot(x, mean, color=colour, lw=1.5, label=label, marker="o" if len(x) < 12 else None, ms=3)
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)

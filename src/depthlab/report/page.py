@@ -1,84 +1,154 @@
-"""Write a report: a table for the terminal, Markdown with figure, notes and provenance, CSV with every digit.
+"""What a report says of one experiment, before it is written in a format: tables, figures, verdicts, notes.
 
-Files are written beside and renamed, hold no time of writing, and are the same for the same records.
+`text` writes it for the terminal, as Markdown and CSV, `html` as a page. It is the same for the same records.
 """
 
-import csv
-import io
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from pathlib import Path
-from textwrap import wrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from depthlab.report import figures
+from depthlab.report import claims, figures
+from depthlab.report.claims import Verdict
 from depthlab.report.experiments import Experiment
 from depthlab.report.given import Given, Notes, draw
-from depthlab.report.tables import Block, Row, hardware, ratios, summary, tabulate, training_flops
+from depthlab.report.tables import Block, Row, cell_key, hardware, ratios, summary, tabulate, training_flops
 
 METRICS = {
     "test_error": "error %", "test_loss": "test loss", "train_error": "training error %", "train_loss": "training loss"
 }  # fmt: skip
 LEGEND = {
-    "†": "† not the recipe's full length (the budget scales every epoch count), so no verdict on it",
+    "†": "† not the recipe's full length: the budget scales every epoch count",
     "‡": "‡ reduced precision",
 }
 
 
-def write_report(
+@dataclass
+class Section:
+    """A table with its title and the lines below it; `figures` are names in `Page.figures`."""
+
+    title: str = ""
+    header: list[str] = field(default_factory=list)
+    body: list[list[str]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    block: Block | None = None
+    figures: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """`figures` (PNG) and `tables` (rows of a CSV) by the end of their file's name, "" for the first; `problems` are
+    lines on records that could not be read; `costs` training FLOPs of one run by `tables.cell_key`, where known."""
+
+    experiment: Experiment
+    notes: Notes
+    blocks: list[Block] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    figures: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Those of all tables, other recipes' too."""
+        return [r for block in self.blocks for row in [*block.rows, *block.others] for r in row.records]
+
+
+def gather(
     experiment: Experiment,
     records: list[dict[str, Any]],
-    problems: list[str],
-    out: str | Path,
-    expected: dict[str, dict[str, Any]] | None = None,
+    problems: list[str] = (),
+    expected: Mapping[str, dict[str, Any]] | None = None,
     compose: Callable[..., dict[str, Any]] | None = None,
     build: Callable[..., Any] | None = None,
-) -> tuple[str, list[Path]]:
-    """Write `<out>/<experiment id>.{md,csv,png}`, further figures and tables as `<id>.<name>.{png,csv}`.
+) -> Page:
+    """Everything the report of an experiment says.
 
     Args:
-        problems: lines on records that could not be read; they are printed in the report.
+        problems: lines on records that could not be read.
         expected: see `tables.tabulate`.
         compose, build: for figures that compute, see `given.Given`.
-
-    Returns:
-        The report as plain text, and the files written.
     """
-    base, notes = Path(out) / experiment.id, Notes(experiment)
-    blocks = tabulate(experiment, records, expected) if experiment.runs else []
-    sections, csvs, pngs = [], defaultdict(list), {}
-    if blocks:
-        csvs[""] = [csv_row(experiment, block, row) for block in blocks for row in [*block.rows, *block.others]]
-    for block in blocks or [None]:
-        own = [(heading(block), [table(experiment, block, notes), *closing(experiment, block)])] if block else []
-        drawn = draw(Given(experiment, notes, block, compose, build))
+    page = Page(experiment, Notes(experiment), problems=list(problems))
+    page.blocks = tabulate(experiment, records, expected) if experiment.runs else []
+    csvs = defaultdict(list)
+    if page.blocks:
+        csvs[""] = [csv_row(experiment, block, row) for block in page.blocks for row in [*block.rows, *block.others]]
+    for block in page.blocks or [None]:
+        own = []
+        if block:
+            own.append(Section(heading(block), *table(experiment, block, page.notes), closing(experiment, block)))
+        drawn = draw(Given(experiment, page.notes, block, compose, build))
         about = {"data": block.data, "budget": block.budget, "precision": block.precision} if block else {}
         for name, found in drawn.tables.items():
             title = ", ".join([found.title, f"budget {block.budget:g}, {block.precision}"] if block else [found.title])
-            own.append((title, [(found.header, found.lines)]))
+            own.append(Section(title, found.header, found.lines))
             csvs[name] += [about | row for row in found.rows]
-        if own:
-            own[-1][1].extend(drawn.lines)
-        further = slug(block) if pngs else ""
+        own = own or [Section()]
+        own[-1].lines.extend(drawn.lines)
+        further = slug(block) if page.figures else ""
         for name, figure in drawn.figures.items():
-            pngs["".join(f".{part}" for part in (name, further) if part)] = figures.png(figure)
-        sections += own
-    links = [f"{base.name}{end}.png" for end in pngs]
-    text = render(experiment, sections, notes, problems, blocks, markdown=False)
-    page = render(experiment, sections, notes, problems, blocks, markdown=True, links=links)
-    files = {base.with_name(f"{base.name}.md"): page.encode()}
-    files |= {base.with_name(f"{base.name}{f'.{name}' * bool(name)}.csv"): as_csv(rows) for name, rows in csvs.items()}
-    files |= {base.with_name(link): png for link, png in zip(links, pngs.values(), strict=True)}
-    base.parent.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "csv"):
-        for stale in {base.with_name(f"{base.name}.{kind}"), *base.parent.glob(f"{base.name}.*.{kind}")} - files.keys():
-            stale.unlink(missing_ok=True)  # a figure of other records than the table's would lie
-    for path, content in files.items():
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(content)
-        beside.replace(path)
-    return text, list(files)
+            end = "".join(f".{part}" for part in (name, further) if part)
+            page.figures[end] = figures.png(figure)
+            own[-1].figures.append(end)
+        for section in own:
+            section.block = block
+        page.sections += own
+    page.tables = dict(csvs)
+    page.verdicts = claims.judge(experiment, page.blocks)
+    for verdict in page.verdicts:
+        says(page, verdict)  # numbers its footnote
+    return page
+
+
+def says(page: Page, verdict: Verdict) -> str:
+    """The claim in the paper's sense, with the marks of its footnotes."""
+    note = verdict.claim.get("note")
+    return " ".join(verdict.claim["says"].split()) + (page.notes.mark(" ".join(note.split())) if note else "")
+
+
+def paper_value(verdict: Verdict) -> str:
+    """The paper's own value of what is estimated, of each part: `1.39`, `0.17; 1.8`."""
+    values = [part.claim.get("paper") for part in verdict.parts or [verdict]]
+    return "; ".join("-" if value is None else f"{value:g}" for value in values) if any(
+        value is not None for value in values
+    ) else ""  # fmt: skip
+
+
+def evidence(verdict: Verdict) -> str:
+    """On which runs a verdict rests: `budget 0.05 †, bf16-mixed ‡`; "" where there are none."""
+    block = verdict.block
+    if verdict.verdict == claims.NOT_RUN or block is None:
+        return ""
+    return f"budget {block.budget:g}{' †' * (block.budget != 1)}, {block.precision}{' ‡' * ('‡' in block.marks)}"
+
+
+def lacking(page: Page, verdict: Verdict) -> str:
+    """`; missing: 9 runs, 12.2 PFLOP`: of the cells of a claim that have none; the cost where it is known."""
+    rows = {id(row): row for row in verdict.missing}.values()
+    runs = sum(len(row.missing) for row in rows)
+    costs = [len(row.missing) * cost for row in rows if (cost := page.costs.get(cell_key(row.cell))) is not None]
+    cost = f", {sum(costs) / 1e15:.3g} PFLOP" if runs and len(costs) == len(rows) else ""
+    return f"; missing: {runs} run{'s' * (runs > 1)}{cost}" if runs else ""
+
+
+def provenance(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`versions`: package -> those found; `commits` and `hardware`: name -> number of runs."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, version in (record.get("versions") or {}).items():
+            versions[name].add(str(version))
+    gits = [record.get("git") or {} for record in records]
+    dirty = " (with uncommitted changes)"
+    commits = Counter(f"{(git.get('commit') or 'unknown')[:12]}{dirty * bool(git.get('dirty'))}" for git in gits)
+    machines = Counter(hardware(record) for record in records)
+    return {
+        "versions": {name: sorted(found) for name, found in sorted(versions.items())},
+        "commits": dict(sorted(commits.items())),
+        "hardware": dict(machines.most_common()),
+    }
 
 
 def heading(block: Block) -> str:
@@ -102,23 +172,23 @@ def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str]
     header += ["paper: s/epoch"] * times + ["ours: s/epoch", "GFLOP/image", "PFLOP/run"]
     body = []
     for row in [*block.rows, *block.others]:
-        number = csv_row(experiment, block, row)
+        found = csv_row(experiment, block, row)
         published = experiment.published(row.cell) if paper else {}
         line = [experiment.label(value) for value in row.cell.values()]
         if row.differs:
             line[-1:] = [(line or [""])[-1] + notes.mark(f"Another recipe, not in the row above: {row.differs}.")]
         if paper:
-            line.append(_number(published.get(experiment.metric), 2) + notes.at(row.cell, experiment.metric))
+            line.append(number(published.get(experiment.metric), 2) + notes.at(row.cell, experiment.metric))
         line.append(ours(experiment, row) + notes.at(row.cell, "ours"))
         if paper:
-            difference = number["difference"]
+            difference = found["difference"]
             line.append("" if difference is None else f"{difference:+.2f}{block.marks}")
         line.append(_epochs(row.only("epochs"), published.get("epochs")))
         if times:
-            line.append(_number(published.get("seconds_per_epoch"), 0) + notes.at(row.cell, "seconds_per_epoch"))
+            line.append(number(published.get("seconds_per_epoch"), 0) + notes.at(row.cell, "seconds_per_epoch"))
         line.append(" / ".join(f"{mean:.3g}" for _, mean in seconds(row)))
-        line.append(_number(number["flops_per_image"], 3, 1e9))
-        line.append("" if number["training_flops"] is None else f"{number['training_flops'] / 1e15:.3g}")
+        line.append(number(found["flops_per_image"], 3, 1e9))
+        line.append("" if found["training_flops"] is None else f"{found['training_flops'] / 1e15:.3g}")
         body.append(line)
     return header, body
 
@@ -187,88 +257,11 @@ def csv_row(experiment: Experiment, block: Block, row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def render(
-    experiment: Experiment, sections: list, notes: Notes, problems: list[str], blocks: list[Block],
-    markdown: bool, links: list[str] = (),
-) -> str:  # fmt: skip
-    """The whole report, for a terminal or as Markdown."""
-    lines = [("# " if markdown else "") + f"{experiment.id}: {experiment.title}", ""]
-    lines += [str(experiment.paper[key]) for key in ("cite", "url") if experiment.paper.get(key)]
-    if blocks:
-        lines += [
-            "",
-            "Ours: mean ± sample standard deviation (number of seeds) of the last epoch's weights, no selection.",
-        ]
-    for title, (first, *closing_lines) in sections:
-        lines += ["", *([("## " if markdown else "") + title, ""] if title else []), *grid(*first, markdown)]
-        lines += [""] if closing_lines else []
-        indented = [line.startswith("    ") for line in closing_lines]
-        for line, code, before in zip(closing_lines, indented, [False, *indented], strict=False):
-            lines += [""] * (markdown and code != before) + [line] + [""] * (markdown and not code)
-    for link in links:
-        lines += ["", f"![{link}]({link})"]
-    if notes.texts:
-        lines += ["", "## Notes" if markdown else "Notes", ""]
-        for number, note in enumerate(notes.texts, 1):
-            lines += (
-                [f"[{number}] {note}", ""] if markdown else wrap(f"[{number}] {note}", 118, subsequent_indent="    ")
-            )
-    if markdown:
-        lines += provenance(blocks)
-    if problems:
-        lines += ["", "## Left out" if markdown else "Left out", "", *(f"- {problem}" for problem in problems)]
-    return "\n".join(line.rstrip() for line in lines).replace("\n\n\n", "\n\n").strip() + "\n"
-
-
-def provenance(blocks: list[Block]) -> list[str]:
-    """Where the numbers come from: software, commits, and every run with its folder."""
-    runs = [r for block in blocks for row in [*block.rows, *block.others] for r in row.records]
-    if not runs:
-        return []
-    versions: dict[str, Counter] = {}
-    for record in runs:
-        for name, version in (record.get("versions") or {}).items():
-            versions.setdefault(name, Counter())[str(version)] += 1
-    commits = Counter(
-        f"{(git.get('commit') or 'unknown')[:12]}{' (with uncommitted changes)' * bool(git.get('dirty'))}"
-        for git in ((record.get("git") or {}) for record in runs)
-    )
-    lines = ["", "## Where the numbers come from", ""]
-    lines += [f"- {name}: {', '.join(sorted(found))}" for name, found in sorted(versions.items())]
-    lines += [f"- commit: {', '.join(f'{name} ({n} runs)' for name, n in sorted(commits.items()))}", ""]
-    header = ["run", "seed", "budget", "precision", "test error %", "hardware", "ended", "folder"]
-    body = [
-        [r["name"], str(r["seed"]), f"{r['budget']:g}", r["precision"], _number(r.get("test_error"), 2),
-         hardware(r), f"diverged at step {r.get('diverged_step')}" if r["diverged"] else "completed",
-         r.get("folder", "")]
-        for r in runs
-    ]  # fmt: skip
-    return lines + grid(header, body, markdown=True)
-
-
-def grid(header: list[str], body: list[list[str]], markdown: bool) -> list[str]:
-    """Lines of an aligned table."""
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    edge, between = ("| ", " | ") if markdown else ("", "  ")
-    rule = [("|" if markdown else "") + ("|" if markdown else "  ").join("-" * (w + 2 * markdown) for w in widths)]
-    rule[0] += "|" * markdown
-    lines = [edge + between.join(map(str.ljust, line, widths)) + edge[::-1] for line in [header, *body]]
-    return [lines[0], *rule, *lines[1:]]
-
-
-def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
-
-
 def slug(block: Block) -> str:
     return "-".join(str(part) for part in (block.data, f"budget{block.budget:g}", block.precision) if part)
 
 
-def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+def number(value: float | None, digits: int, unit: float = 1.0) -> str:
     return "" if value is None else f"{value / unit:.{digits}f}"
 
 
