@@ -1,4 +1,4 @@
-"""The trivial case against whole matrices, the paper's integral and numbers, and SPEC's sampled values."""
+"""The trivial case against whole matrices, the paper's integral and numbers, and values sampled before."""
 
 import numpy as np
 import pytest
