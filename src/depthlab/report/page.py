@@ -17,6 +17,7 @@ from depthlab.report.tables import Block, Row, cell_key, hardware, ratios, summa
 METRICS = {
     "test_error": "error %", "test_loss": "test loss", "train_error": "training error %", "train_loss": "training loss"
 }  # fmt: skip
+DIGITS = {"test_loss": 4, "train_loss": 4, "parameters": 0}  # behind the point; 2 of the others
 LEGEND = {
     "†": "† not the recipe's full length: the budget scales every epoch count",
     "‡": "‡ reduced precision",
@@ -165,7 +166,7 @@ def heading(block: Block) -> str:
 def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a block, as printed."""
     paper = bool(experiment.paper.get("published")) and block.own_data
-    metric = METRICS.get(experiment.metric, experiment.metric)
+    metric, digits = METRICS.get(experiment.metric, experiment.metric), DIGITS.get(experiment.metric, 2)
     times = paper and any("seconds_per_epoch" in p for p in experiment.paper["published"])
     header = [experiment.label(axis) for axis in experiment.axes]
     header += [f"paper: {metric}"] * paper + [f"ours: {metric}"] + ["difference"] * paper + ["epochs"]
@@ -178,11 +179,11 @@ def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str]
         if row.differs:
             line[-1:] = [(line or [""])[-1] + notes.mark(f"Another recipe, not in the row above: {row.differs}.")]
         if paper:
-            line.append(number(published.get(experiment.metric), 2) + notes.at(row.cell, experiment.metric))
+            line.append(number(published.get(experiment.metric), digits) + notes.at(row.cell, experiment.metric))
         line.append(ours(experiment, row) + notes.at(row.cell, "ours"))
         if paper:
             difference = found["difference"]
-            line.append("" if difference is None else f"{difference:+.2f}{block.marks}")
+            line.append("" if difference is None else f"{difference:+.{digits}f}{block.marks}")
         line.append(_epochs(row.only("epochs"), published.get("epochs")))
         if times:
             line.append(number(published.get("seconds_per_epoch"), 0) + notes.at(row.cell, "seconds_per_epoch"))
@@ -200,7 +201,8 @@ def ours(experiment: Experiment, row: Row) -> str:
     diverged = f"{len(row.diverged)} diverged" if row.diverged else ""
     if mean is None:
         return f"- ({count}){', ' * bool(diverged)}{diverged}"
-    number = f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
+    digits = DIGITS.get(experiment.metric, 2)
+    number = f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
     return f"{number} ({count}){', ' * bool(diverged)}{diverged}"
 
 
