@@ -7,12 +7,12 @@ import torch
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def images(net, *sizes):
-    """Batches of so many 8x8 images, in the network's precision."""
+def images(net, *sizes, side=8):
+    """Batches of so many images, in the network's precision."""
     random = torch.Generator().manual_seed(2)
     dtype = next(net.parameters()).dtype
-    batches = [(torch.randn(n, 3, 8, 8, generator=random), torch.randint(10, (n,), generator=random)) for n in sizes]
-    return [(x.to(dtype), y) for x, y in batches]
+    x, y = torch.randn(sum(sizes), 3, side, side, generator=random), torch.randint(10, (sum(sizes),), generator=random)
+    return list(zip(x.to(dtype).split(sizes), y.split(sizes), strict=True))
 
 
 @contextmanager

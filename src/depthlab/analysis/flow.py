@@ -43,9 +43,7 @@ def flow(net: nn.Module, batches: Images, bn_mode: str = "auto") -> Result:
         Problem: a network of another kind, or one whose shortcuts move channels.
     """
     check_one_of("bn_mode", bn_mode, ("auto", "running", "batch"))
-    blocks = blocks_of(net)
-    if isinstance(net, ResNet) and not all(keeps_channels(block.shortcut) for block in blocks):
-        raise Problem("analysis=flow needs shortcuts that keep channel i where it is: arch.shortcut=subsample or none")
+    check(net)
     mode = ("batch" if has_seen_no_batch(net) else "running") if bn_mode == "auto" else bn_mode
     total, n = 0.0, 0
     with evaluating(net), normalising(net, mode), torch.enable_grad():
@@ -57,9 +55,9 @@ def flow(net: nn.Module, batches: Images, bn_mode: str = "auto") -> Result:
             total = total + diagonal(loss, a, pooled).numpy()
             n += len(x)
     found = dict(zip(KINDS, total / n, strict=True))
+    layers = np.arange(1, len(found["sigma"]) + 1)
     scalars = {f"{kind}_{end}": float(found[kind][at]) for kind in KINDS for end, at in (("first", 0), ("last", -2))}
-    arrays = {**found, "layer": np.arange(1, len(found["sigma"]) + 1)}
-    return Result({"images": n, "layers": len(blocks) * (2 if isinstance(net, ResNet) else 1) + 2, **scalars}, arrays)
+    return Result({"images": n, "layers": len(layers) + 1, **scalars}, {**found, "layer": layers})
 
 
 def diagonal(loss: Tensor, a: list[Tensor], pooled: Tensor) -> Tensor:
@@ -82,8 +80,14 @@ def diagonal(loss: Tensor, a: list[Tensor], pooled: Tensor) -> Tensor:
     return counts.cpu().double() / torch.stack([channels, channels, entries])
 
 
-def keeps_channels(shortcut: nn.Module | None) -> bool:
-    return shortcut is None or isinstance(shortcut, nn.Identity) or getattr(shortcut, "symmetric", True) is False
+def check(net: nn.Module) -> None:
+    """Raises:
+    Problem: a network of another kind, or one whose shortcuts move channels.
+    """
+    for block in blocks_of(net):
+        kept = block.shortcut is None or isinstance(block.shortcut, nn.Identity)
+        if isinstance(net, ResNet) and not kept and getattr(block.shortcut, "symmetric", True):
+            raise Problem("analysis=flow needs channels that stay where they are: arch.shortcut=subsample or none")
 
 
 def figure(results: Mapping[str, Result]) -> Any:
