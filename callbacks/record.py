@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from depthlab import fused
 from depthlab.records import provenance, write_atomically
 
 
@@ -63,6 +64,7 @@ class Record(Callback):
             "device": pl_module.device.type,
             "devices": trainer.world_size,
             "threads": torch.get_num_threads(),
+            "fused": fused.enabled(),
             "side_by_side": int(os.environ.get("DEPTHLAB_SIDE_BY_SIDE", 1)),  # runs sharing the machine: mind its times
             **provenance(trainer.strategy.root_device),
         }

@@ -87,6 +87,7 @@ class Trainer(Section):
     sync_batchnorm: bool
     deterministic: bool | Literal["warn"]
     compile: bool
+    fused: bool | None
     channels_last: bool | None
     check_val_every_n_epoch: Positive
     limit_train_batches: Limit
@@ -104,6 +105,8 @@ class Analysis(Part):
     images: Positive | None = None
     at: list[Natural] = []
     every: Positive | None = None
+    at_steps: list[Positive] = []
+    every_steps: Positive | None = None
 
 
 class Logger(Section):
@@ -145,7 +148,7 @@ class Settings(Section):
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Sections whose keys besides these are constructor arguments.
 ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "grow": ("name",), "augment": ("name",)}
-ABOUT["analysis"] = ("name", "figure", "extra", "check", "split", "images", "at", "every")
+ABOUT["analysis"] = ("name", "figure", "extra", "check", "split", "images", "at", "every", "at_steps", "every_steps")
 
 
 def build(config: dict[str, Any], section: str, **more: Any) -> Any:
@@ -218,7 +221,7 @@ def analyses(config: dict[str, Any], folder: Path | None = None) -> list[Any]:
 
     found = []
     for name, section in config["analyses"].items():
-        when = {key: section[key] for key in ("at", "every", "split", "images") if key in section}
+        when = {key: section[key] for key in ABOUT["analysis"][4:] if key in section}
         recipe = {"epochs": config["sched"]["epochs"], "budget": config["budget"]}
         try:
             function = analysis(section, f"analyses.{name}")
@@ -303,6 +306,8 @@ def problems(config: dict[str, Any]) -> list[str]:
     for section in ("sched", "grow"):
         if config[section].get("budget", config["budget"]) != config["budget"]:
             lines.append(f"{section}.budget={config[section]['budget']}: set budget, which scales everything together")
+    if config["trainer"]["fused"] and config["trainer"]["compile"]:
+        lines.append("trainer.fused=true and trainer.compile=true exclude each other; take trainer.fused=null")
     lines += optimizer_problems(config["optim"])
     style, sched = config["optim"]["momentum_style"], config["sched"]
     if style == "keras" and sched.get("lr_min") == 0:

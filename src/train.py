@@ -68,25 +68,26 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     from callbacks.step_losses import StepLosses
     from callbacks.trajectory import Trajectory
     from configuration import analyses, build, network
-    from depthlab import Classifier, ImageData, records
+    from depthlab import Classifier, ImageData, fused, records
 
     quieten()
     settings = config["trainer"] | settings
-    channels_last, compiled = settings.pop("channels_last"), settings.pop("compile")
-    if channels_last is None:
-        channels_last = not settings["precision"].endswith(("32-true", "64-true"))
-
+    channels_last, compiled, wanted = (settings.pop(key) for key in ("channels_last", "compile", "fused"))
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = ImageData(
         **{k: v for k, v in config["data"].items() if v is not None},
         augment=build(config, "augment"),
         seed=config["seed"],
-        memory_format="channels_last" if channels_last else "contiguous",
     )
     data.check(settings["devices"] * settings["num_nodes"])
+    net = network(config, data.num_classes)
+    fast = fused.switch(wanted, settings["precision"], settings["accelerator"], compiled)
+    if channels_last is None:
+        channels_last = not settings["precision"].endswith(("32-true", "64-true")) or (fast and fused.narrow(net))
+    data.memory_format = "channels_last" if channels_last else "contiguous"
     optim = config["optim"]
     model = Classifier(
-        network(config, data.num_classes),
+        net,
         hydra.utils.instantiate(optim["optimizer"]),
         weight_decay=optim["weight_decay"] / (data.batch_size if optim.get("wd_norm") == "batch" else 1),
         decay=optim["decay"],

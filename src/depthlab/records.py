@@ -24,6 +24,7 @@ NOT_IDENTITY = {
     "strategy": "a place",
     "num_nodes": "counted in devices",
     "channels_last": "changes rounding only",
+    "fused": "changes rounding only; the record says whether it was on",
     "check_val_every_n_epoch": "watches",
     "limit_val_batches": "watches",
     "classes": "checks the arrays",

@@ -17,11 +17,11 @@ truncated_normal). Not known: whether their shortcut averaged (shortcut=subsampl
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
 from depthlab.architectures.resnet import Subsample
+from depthlab.fused import bn_act
 
 SHORTCUTS = ("avgpool_symmetric", "subsample")
 
@@ -54,8 +54,8 @@ class PreActivationBlock(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         """F(Y), before h."""
-        y = x if self.bn1 is None else F.relu(self.bn1(x))
-        return self.conv2(F.relu(self.bn2(self.conv1(y))))
+        y = x if self.bn1 is None else bn_act(self.bn1, x)
+        return self.conv2(bn_act(self.bn2, self.conv1(y)))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(self.shortcut(x), self.residual(x), alpha=self.step_size)
@@ -122,7 +122,7 @@ class MultilevelResNet(nn.Module):
         return 2 * sum(len(stage) for stage in self.stages) + 2
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem_bn(self.stem(x)))
+        x = bn_act(self.stem_bn, self.stem(x))
         for stage in self.stages:
             x = stage(x)
-        return self.classifier(F.relu(self.final_bn(x)).mean(dim=(2, 3)))
+        return self.classifier(bn_act(self.final_bn, x).mean(dim=(2, 3)))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
+from depthlab.fused import act_bn
 
 BLOCKS = ((64, 64), (128, 128, 128), (256, 256, 256), (512,))
 
@@ -25,7 +26,7 @@ class Unit(nn.Module):
         self.bn = nn.BatchNorm2d(channels_out, eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(F.relu(self.conv(x)))
+        return act_bn(self.bn, self.conv(x))
 
 
 class Plain11(nn.Module):

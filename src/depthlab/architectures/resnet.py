@@ -11,6 +11,8 @@ Shortcut where the shape changes:
   avgpool_symmetric   2x2 average, zeros on both sides of the channels (Barz & Denzler's code)
   projection          1x1 convolution with stride 2 -> BatchNorm (He's option B)
   none                no shortcut anywhere, projections dropped too: the plain twin
+Li et al. 2018 (conf/arch/li2018.yaml) take `projection` and, "noshort", `none`: 2,752 parameters fewer, so not only the
+identity is gone. Their wide ResNet-56-k is this network with w = 16k, stem included: no pre-activation WRN.
 Convolutions have no biases (He); Barz & Denzler's code has them: conv_bias=true.
 BatchNorm and initialisation default to Barz & Denzler's code (Keras' defaults), see plain11.py.
 """
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
+from depthlab.fused import bn_act
 
 SHORTCUTS = ("subsample", "avgpool_symmetric", "projection", "none")
 
@@ -67,11 +70,18 @@ class Block(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         """What is added to the shortcut, before h."""
-        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return self.bn2(self.branch(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The residual before its last BatchNorm."""
+        return self.conv2(bn_act(self.bn1, self.conv1(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.residual(x)
-        return F.relu(y if self.shortcut is None else torch.add(self.shortcut(x), y, alpha=self.step_size))
+        if self.shortcut is None:
+            return bn_act(self.bn2, self.branch(x))
+        if "residual" in vars(self):  # an analysis watches or replaces it
+            return F.relu(torch.add(self.shortcut(x), self.residual(x), alpha=self.step_size))
+        return bn_act(self.bn2, self.branch(x), self.shortcut(x), step_size=self.step_size)
 
 
 class ResNet(nn.Module):
@@ -83,7 +93,7 @@ class ResNet(nn.Module):
         width: channels of the stem and the first stage.
         shortcut: one of `SHORTCUTS`.
         conv_bias: whether 3x3 convolutions have a bias.
-        init: name of a kernel initialiser, see `depthlab.architectures.init`.
+        init, init_scale: name of a kernel initialiser, see `depthlab.architectures.init`, and what multiplies its draws.
         bn_eps, bn_momentum: of every BatchNorm (torch's meaning of momentum).
 
     Raises:
@@ -102,6 +112,7 @@ class ResNet(nn.Module):
         init: str = "glorot_uniform",
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.01,
+        init_scale: float = 1.0,
     ):
         super().__init__()
         check_batch_norm(bn_eps, bn_momentum)
@@ -130,7 +141,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
         self.classifier = nn.Linear(channels, num_classes)
-        initialise(self, init)
+        initialise(self, init, init_scale)
 
     @property
     def depth(self) -> int:
@@ -138,7 +149,7 @@ class ResNet(nn.Module):
         return 2 * sum(len(stage) for stage in self.stages) + 2
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem_bn(self.stem(x)))
+        x = bn_act(self.stem_bn, self.stem(x))
         for stage in self.stages:
             x = stage(x)
         x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # not mean: its gradient keeps the strides, see Subsample
