@@ -4,5 +4,6 @@ from depthlab.architectures.multilevel import MultilevelResNet
 from depthlab.architectures.plain11 import Plain11
 from depthlab.architectures.resnet import ResNet
 from depthlab.architectures.simple import DominantNet, SimpleNet
+from depthlab.architectures.vgg9 import VGG9
 
-__all__ = ["DominantNet", "MultilevelResNet", "Plain11", "ResNet", "SimpleNet"]
+__all__ = ["VGG9", "DominantNet", "MultilevelResNet", "Plain11", "ResNet", "SimpleNet"]

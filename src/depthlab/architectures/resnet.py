@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         width: channels of the stem and the first stage.
         shortcut: one of `SHORTCUTS`.
         conv_bias: whether 3x3 convolutions have a bias.
-        init, init_scale: name of a kernel initialiser, see `depthlab.architectures.init`, and what multiplies its draws.
+        init, init_scale: a kernel initialiser (see `depthlab.architectures.init`) and what multiplies its draws.
         bn_eps, bn_momentum: of every BatchNorm (torch's meaning of momentum).
 
     Raises:
