@@ -5,8 +5,10 @@
 
 Measured before the first epoch (0) and after the epochs asked for, on rank 0, in evaluation mode; the weights, every
 module's mode and the random numbers of training stay as they are, so a run with it ends where one without it does.
+At optimiser steps, too, where an epoch is too long to wait: at_steps=(1, 10, 100) or every_steps=50.
 Scalars go to the loggers as `<name>/<key>` and into `rows`, which travel in the checkpoint; with a folder also to
-`analysis-<name>-epoch<e>.{npz,json}`.
+`analysis-<name>-epoch<e>.{npz,json}`, and `analysis-<name>-step<s>.{npz,json}`. A row has its `epoch`, one of a step a
+broken one beside its `step`.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ class Analyse(Callback):
     analysis: function of `net` and `batches`, its options bound (`functools.partial`).
     at: epochs of the recipe after which to measure; 0 is before the first.
     every: and after every so many.
+    at_steps, every_steps: optimiser steps after which to measure, counted from 1; no budget scales them.
     epochs: length of the recipe, which the budget scales with all its epochs; None takes `at` and `every` as they are.
     budget: the fraction of the recipe that is run, as in the schedule.
     split, images: which images, see `depthlab.analysis.choose`.
@@ -50,11 +53,17 @@ class Analyse(Callback):
         batches: Images | None = None,
         name: str | None = None,
         folder: Path | None = None,
+        at_steps: Sequence[int] = (),
+        every_steps: int | None = None,
     ):
         self.name = name or getattr(analysis, "func", analysis).__name__
         where = f"analyses.{self.name}"
-        if not at and every is None:
-            raise ValueError(f"{where}: say when, {where}.at=[...] (epochs of the recipe) or {where}.every=...")
+        if not at and every is None and not at_steps and every_steps is None:
+            ways = f"{where}.at=[...] (epochs of the recipe) or {where}.every=..."
+            raise ValueError(f"{where}: say when, {ways}, or at_steps=[...] or every_steps=... (optimiser steps)")
+        if any(s < 1 for s in at_steps) or (every_steps is not None and every_steps < 1):
+            got = f"at_steps={list(at_steps)} and every_steps={every_steps}"
+            raise ValueError(f"{where}: at_steps and every_steps must be >= 1 (at=[0] is before the first), got {got}")
         last = float("inf") if epochs is None else epochs
         if any(not 0 <= e <= last for e in at) or (every is not None and not 1 <= every <= last):
             allowed = "epochs" if epochs is None else f"epochs up to the recipe's last, {epochs} (sched.epochs)"
@@ -65,6 +74,7 @@ class Analyse(Callback):
         run_epochs = epochs and max(1, round(epochs * budget))
         self.run_at = set(run_points(points, epochs, run_epochs) if epochs else points)
         self.every = None if epochs else every
+        self.at_steps, self.every_steps, self.step = set(at_steps), every_steps, 0
         self.analysis, self.split, self.images, self.batches, self.folder = analysis, split, images, batches, folder
         self.rows: list[dict[str, Any]] = []
 
@@ -85,24 +95,36 @@ class Analyse(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.batches is None:
             self.batches = choose(trainer.datamodule, self.split, self.images, pl_module.device)
+        self.step = trainer.global_step
         if trainer.current_epoch == 0 and 0 in self.run_at:
             self.measure(trainer, pl_module, 0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:  # gradients are still being accumulated
+            return
+        self.step = trainer.global_step
+        if self.step in self.at_steps or (self.every_steps is not None and self.step % self.every_steps == 0):
+            epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            self.measure(trainer, pl_module, epoch, self.step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         if done in self.run_at or (self.every is not None and done % self.every == 0):
             self.measure(trainer, pl_module, done)
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, epoch: float, step: int | None = None) -> None:
         if not trainer.is_global_zero:  # all ranks have the same weights
             return
         with isolate_rng():
             result = measure(self.analysis, net=lambda: pl_module.net, batches=lambda: self.batches)
         scalars = files.plain(result.scalars)
-        self.rows.append({"epoch": epoch, **scalars})
+        self.rows.append({"epoch": epoch, **({} if step is None else {"step": step}), **scalars})
         numbers = {f"{self.name}/{key}": value for key, value in scalars.items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=max(0, trainer.global_step - 1))
         if self.folder is not None:
             about = {"analysis": self.name, "epoch": epoch, "step": trainer.global_step}
-            files.write(self.folder, f"{self.name}-epoch{epoch:04d}", result, about)
+            when = f"epoch{epoch:04d}" if step is None else f"step{step:06d}"
+            files.write(self.folder, f"{self.name}-{when}", result, about)

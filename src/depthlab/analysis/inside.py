@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from depthlab.architectures import ResNet, SimpleNet
 from depthlab.problem import Problem
 
-BN_MODES = ("running", "batch", "image")  # see `normalising`
 Item = TypeVar("Item")
 
 

@@ -80,7 +80,7 @@ def interlayer(
 
 
 def input_of(net: nn.Module, module: nn.Module, x: Tensor, mode: str) -> Tensor:
-    """What reaches `module` of images x in evaluation mode, BatchNorm in one of `BN_MODES`."""
+    """What reaches `module` of images x in evaluation mode, BatchNorm by `mode` as in `normalising`."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
