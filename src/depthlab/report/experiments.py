@@ -24,7 +24,7 @@ Cell = dict[str, Any]  # axis -> value, e.g. {"arch": "plain11", "sched": "sgd"}
 
 PAPER_KEYS = {
     "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "rates",
-    "claims", "figure", "options",
+    "step_sizes", "claims", "figure", "options",
 }  # fmt: skip
 
 
