@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import report
+from depthlab.records import run_name
 from depthlab.report import load_experiment
 from depthlab.report.tables import cell_key
 from report import identities
@@ -41,23 +42,24 @@ def test_recipe_of_every_data_set():
         assert identity["optim"]["weight_decay"] == 2e-4
 
 
-def test_a_run_that_two_experiments_share_is_one():
-    """By identity: the figures of the tables' runs, and Fig. 3, Fig. 4 and the lesions of one ResNet-110."""
-    whole = {
-        name: {tuple(cell.items()): identities(one)[cell_key(cell)] for cell in one.cells()}
-        for name in ("table3", "table4", "fig3", "fig4", "lesion", "fig6", "fig8", "fig11")
-        if (one := experiment(f"chang2018/{name}"))
-    }
-    tables = [*whole["table3"].values(), *whole["table4"].values()]
-    for name in ("fig6", "fig8", "fig11"):
-        assert all(identity in tables for identity in whole[name].values()), name
-    assert whole["fig4"] == whole["lesion"]
-    assert whole["fig4"][("data", "cifar10"),] == whole["fig3"][("arch.blocks", 18),]
+@pytest.mark.parametrize(
+    ("one", "cell", "other", "same"),
+    [
+        ("fig4", "data=cifar10", "fig3", "arch.blocks=18"),
+        ("fig4", "data=cifar100", "lesion", "data=cifar100"),
+        ("fig6", "data=cifar100 arch=wml14", "table4", "data=cifar100 arch=wml14 grow=multilevel"),
+        ("fig8", "arch=ml14", "table3", "data=stl10 arch=ml14 grow=multilevel"),
+        ("fig11", "data=cifar10 arch=ml50 grow=none", "table3", "data=cifar10 arch=ml50 grow=none"),
+    ],
+)
+def test_a_run_that_two_experiments_share_is_one(one, cell, other, same):
+    configs = [report.compose(experiment(f"chang2018/{id}"), *of.split()) for id, of in ((one, cell), (other, same))]
+    assert run_name(configs[0]) == run_name(configs[1])
 
 
 def test_step_sizes():
     one = experiment("chang2018/fig7")
-    found = {cell["arch"]: identities(one)[cell_key(cell)]["arch"] for cell in one.cells()}
+    found = {name: report.compose(one, f"arch={name}")["arch"] for name in one.axes["arch"]}
     assert {name: (of["blocks"], of["step_size"]) for name, of in found.items()} == {
         "ml32": (5, 1), "ml62": (10, 0.5), "ml122": (20, 0.25),
     }  # fmt: skip
