@@ -125,7 +125,7 @@ def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
         (["run=PLAIN", "analysis=norms"], "Plain11 has no residual blocks"),
         (["run=PLAIN", "analysis=time_saved"], "did not grow"),
         (["run=ML"], "analysis: say which, there is "),
-        (["run=ML", "analysis=lesions"], "analysis=lesions: there is no such analysis; did you mean lesion?"),
+        (["run=ML", "analysis=lesions"], "analysis=lesions: there is no such analysis; did you mean lesion"),
         (["run=ML", "analysis=lesion", "+analysis.drawz=2"], "analysis.drawz: no such key; did you mean draws?"),
         (["run=ML", "analysis=lesion", "analysis.draws=few"], "analysis.draws=few: input should be a valid integer"),
         (["run=ML", "analysis=norms", "analysis.images=9999", "force=true"], "analysis.images must lie in 1..297"),
