@@ -41,7 +41,7 @@ def test_seconds():
 def record(seconds=(1.0, 1.0, 2.0, 4.0, 4.0), grow="multilevel", **other):
     config = {"grow": {"name": grow, "at": [4, 6], "epochs": 10, "budget": 0.5}, "data": {"size": 32}}
     times = {"curves": {"seconds": list(seconds)}, "train_seconds": sum(seconds), "epochs": len(seconds)}
-    where = {"hardware": "EPYC", "devices": 1, "threads": 2, "precision": "32-true", "data": "cifar10"}
+    where = {"hardware": "EPYC", "devices": 1, "threads": 2, "precision": "32-true", "data": "cifar10", "device": "cpu"}
     return {"name": "run", "config": config, "diverged": False, **times, **where} | other
 
 
@@ -58,6 +58,24 @@ def test_of_a_record(net, tmp_path):
     np.testing.assert_array_equal(out.arrays["seconds"], [1, 1, 2, 4, 4])
     assert len(net.stages[0]) == 8
     assert drawing.png(figure({"one": out})).startswith(b"\x89PNG")
+
+
+def test_seconds_of_the_processor(tmp_path):
+    """On a busy machine the clock stretches some epochs; of a GPU's runs the processor says nothing."""
+    net = MultilevelResNet(blocks=8, width=2)
+    cpu = [1.0, 1.0, 2.0, 4.0, 4.0]
+    busy = record([9.0, 1.0, 2.0, 4.0, 9.0])
+    busy["curves"]["cpu_seconds"] = cpu
+    full = record([7.0] * 5, grow="none")
+    full["curves"]["cpu_seconds"] = [5.0] * 5
+    (tmp_path / "result.json").write_text(json.dumps(full))
+    out = time_saved(net, busy, against=str(tmp_path))
+    assert out.scalars["cpu_seconds"] == pytest.approx(40)
+    assert out.scalars["cpu_seconds_against"] == pytest.approx(100 * (1 - 12 / 25))
+    assert out.scalars["seconds_against"] == pytest.approx(100 * (1 - 25 / 35))
+    assert list(out.arrays["cpu_seconds"]) == cpu
+    assert drawing.png(figure({"one": out})).startswith(b"\x89PNG")
+    assert "cpu_seconds" not in time_saved(net, busy | {"device": "cuda"}).scalars
 
 
 def test_refusals(tmp_path):

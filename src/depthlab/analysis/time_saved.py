@@ -7,7 +7,8 @@ Block steps  the same for cycles of any length: 43.75 % for 60, 50 and 50 epochs
 FLOPs        with stem and head, and first blocks of stages that cost less: 44.5 % for ResNet-50-i, 44.05 % for 122-i
 Seconds      measured. Against the same run's epochs at full depth (the median of its last cycle), or against a finished
              run of the full depth on the same machine: the paper's 38 to 42 %. A shallow network's step costs more
-             than its share of FLOPs.
+             than its share of FLOPs. On a CPU the same in seconds of the processor, which other processes there
+             do not lengthen.
 """
 
 import copy
@@ -25,6 +26,10 @@ from depthlab import growth
 from depthlab.analysis import Result
 from depthlab.problem import Problem
 from depthlab.records import training_flops
+
+CLOCKS = ("seconds", "cpu_seconds")
+MARKS = {"block_steps": "_", "flops": "x", "seconds": "D", "seconds_against": "s"}
+MARKS |= {"cpu_seconds": "d", "cpu_seconds_against": "p"}
 
 
 def saved(costs: Sequence[float], at: Sequence[int], epochs: int) -> float:
@@ -63,7 +68,8 @@ def by_seconds(seconds: Sequence[float], at: Sequence[int]) -> float:
 
 def time_saved(net: nn.Module, record: Mapping[str, Any], against: str | None = None) -> Result:
     """Scalars in percent: `theoretical` (equal cycles), `block_steps`, `flops` (None where the image size is unknown),
-    `seconds` (within the run) and, with `against`, `seconds_against`. Arrays: `seconds` of each epoch, `at`.
+    `seconds` (within the run) and, with `against`, `seconds_against`; of runs on a CPU also `cpu_seconds` and
+    `cpu_seconds_against`. Arrays: `seconds` and, on a CPU, `cpu_seconds` of each epoch, `at`.
 
     Args:
         against: folder of a finished run of the full depth.
@@ -71,7 +77,8 @@ def time_saved(net: nn.Module, record: Mapping[str, Any], against: str | None = 
     Raises:
         Problem: the run did not grow, did not reach its last epoch, or `against` cannot be compared with it.
     """
-    config, seconds = record["config"], record["curves"]["seconds"]
+    config, curves = record["config"], record["curves"]
+    clocks = {key: curves[key] for key in CLOCKS if key in curves and (key == "seconds" or record["device"] == "cpu")}
     grow = config["grow"]
     if grow["name"] == "none":
         raise Problem(f"{record['name']}: did not grow (grow=none), nothing was saved; take a run with grow=multilevel")
@@ -84,18 +91,18 @@ def time_saved(net: nn.Module, record: Mapping[str, Any], against: str | None = 
     scalars = {
         "growths": len(at),
         "theoretical": theoretical(len(at)),
-        "block_steps": by_block_steps(at, len(seconds)),
-        "flops": by_flops(start, at, len(seconds), size) if size else None,
-        "seconds": by_seconds(seconds, at),
-        "train_seconds": float(sum(seconds)),
+        "block_steps": by_block_steps(at, record["epochs"]),
+        "flops": by_flops(start, at, record["epochs"], size) if size else None,
+        **{clock: by_seconds(seconds, at) for clock, seconds in clocks.items()},
+        "train_seconds": float(sum(curves["seconds"])),
     }
     if against is not None:
         full = comparable(record, against)
-        scalars |= {
-            "seconds_against": 100 * (1 - sum(seconds) / full["train_seconds"]),
-            "train_seconds_against": full["train_seconds"],
-        }
-    return Result(scalars, {"seconds": np.array(seconds), "at": np.array(at)})
+        for clock, seconds in clocks.items():
+            if there := full["curves"].get(clock):
+                scalars[f"{clock}_against"] = 100 * (1 - sum(seconds) / sum(there))
+        scalars["train_seconds_against"] = full["train_seconds"]
+    return Result(scalars, {"at": np.array(at)} | {clock: np.array(seconds) for clock, seconds in clocks.items()})
 
 
 def comparable(record: Mapping[str, Any], against: str) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def figure(results: Mapping[str, Result]) -> Any:
         left.stairs(seconds, np.arange(len(seconds) + 1), baseline=None, color=colour, label=name)
         for epoch in result.arrays["at"]:
             left.axvline(epoch, color="0.6", lw=0.8, ls=":", zorder=0)
-        for key, mark in (("block_steps", "_"), ("flops", "x"), ("seconds", "D"), ("seconds_against", "s")):
+        for key, mark in MARKS.items():
             if of.get(key) is not None:
                 label = f"{name}: {key.replace('_', ' ')} {of[key]:.1f} %"
                 right.plot(of["growths"], of[key], mark, ms=7, mfc="none", color=colour, label=label)
