@@ -130,6 +130,27 @@ def test_slope_and_rank_over_runs():
     assert judge(runs, over | {"as": "largest", "below": 0.5}).verdict == NOT_SUPPORTED
 
 
+def apart(one, other):
+    return abs(one["test_error"] - other["test_error"])
+
+
+def test_distance_of_any_two_runs():
+    claim = {"id": "C4", "says": "one curve", "as": "apart", "quantity": f"{__name__}.apart",
+             "plus": [{"sched": "sgd", "arch": "plain11"}, {"sched": "sgdr", "arch": "plain11"}]}  # fmt: skip
+    assert judge(planted((30, 31), (28,)), claim | {"below": 3.1}).verdict == SUPPORTED
+    assert judge(planted((30, 31), (28,)), claim | {"below": 2.9}).verdict == NOT_SUPPORTED
+    assert judge(planted((30, 31), ()), claim | {"below": 2.9}).verdict == NOT_RUN
+
+
+def test_lowest_of_a_grid():
+    best = {"id": "C11", "says": "best", "as": "lowest", "below": 0, "noise": 0.5, "least": 1}
+    best |= {"plus": [{"arch": "plain11", "sched": "sgdr"}], "minus": [{}]}
+    grid = [record("resnet110", name, 0, 30.0) for name in ("sgd", "sgdr")]
+    for error, said in ((29.4, SUPPORTED), (29.6, INCONCLUSIVE), (30.6, NOT_SUPPORTED)):
+        assert judge(planted((31.0,), (error,)) + grid, best).verdict == said
+    assert judge(planted((31.0,), (29.4,)), best).verdict == NOT_RUN  # the others are not there
+
+
 def test_quantity_from_a_function_of_the_record():
     assert claims.quantity({"a": {"b": 2}}, "a.b") == 2
     assert claims.quantity({"a": None}, "a.b") is None

@@ -15,7 +15,8 @@ and has, where it needs them,
                of the record (of nothing, where an experiment sweeps nothing and computes); default: the table's number
     as         difference (default); ratio, of the sum over plus to that over minus (`above: 3` is three times);
                slope of log quantity on log `against` over the runs of all `plus`; rank, Spearman's correlation of the
-               two; largest or smallest over those runs, an inequality that needs no seeds
+               two; largest or smallest over those runs, an inequality that needs no seeds; apart, the largest distance
+               of two runs, by a function of two records; lowest, plus less the lowest of all other cells of `minus`
     least      runs per cell below which nothing is decided; default 2
     noise      where each cell has one run: distances to the bound below this decide nothing (CIFAR's errors scatter by
                .15 to .3 points from seed to seed), 0 for what has none; default: nothing is decided
@@ -30,7 +31,7 @@ import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, combinations
 from statistics import fmean, variance
 from typing import Any
 
@@ -42,7 +43,7 @@ from depthlab.report.tables import Block, Record, Row
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
 LEVEL = 0.1
 BOUNDS = ("above", "below", "within", "between")
-KINDS = ("difference", "ratio", "slope", "rank", "largest", "smallest")
+KINDS = ("difference", "ratio", "slope", "rank", "largest", "smallest", "apart", "lowest")
 KEYS = {"id", "says", "paper", "note", "parts", "plus", "minus", "quantity", "as", "against", "least", "noise", *BOUNDS}
 
 
@@ -84,7 +85,8 @@ def problems(experiment: Experiment) -> list[str]:
         if not claim.get("id") or not claim.get("says") or claim["id"] in seen:
             lines.append(f"{where}: needs an id of its own and what it says")
         seen.add(claim.get("id"))
-        for part in claim.get("parts") or [claim]:
+        shared = {key: value for key, value in claim.items() if key != "parts"}
+        for part in [shared | part for part in claim.get("parts") or [{}]]:
             if unknown := sorted(part.keys() - KEYS):
                 lines.append(f"{where}.{unknown[0]} is not known; known are {', '.join(sorted(KEYS))}")
             if sum(key in part for key in BOUNDS) != 1:
@@ -123,6 +125,14 @@ def verdict(experiment: Experiment, claim: dict[str, Any], block: Block) -> Verd
     plus, minus = ([rows_of(cell, block) for cell in claim.get(side, [])] for side in ("plus", "minus"))
     rows = list(chain(*plus, *minus))
     missing = [row for row in rows if not row.finished]
+    kind = claim.get("as", "difference")
+    if kind == "apart" and not missing:
+        runs = [record for row in rows for record in row.finished]
+        far = [function(claim["quantity"])(*two) for two in combinations(runs, 2)]
+        if not far or None in far:
+            return Verdict(claim, NOT_RUN, "needs two runs that were measured", block=block)
+        guess = Estimate(max(far), 0.0)
+        return decide(claim, guess, [len(row.finished) for row in rows], block)
     samples = [[[value for row in cell for value in values(row, claim, experiment)] for cell in side]
                for side in (plus, minus)]  # fmt: skip
     counts = [len(sample) for sample in chain(*samples)]
@@ -130,7 +140,6 @@ def verdict(experiment: Experiment, claim: dict[str, Any], block: Block) -> Verd
         lacks = ", ".join(experiment.name_of(row.cell) for row in missing)
         why = f"no finished run of {lacks}" if missing else f"{quantity_name(claim, experiment)} was not measured"
         return Verdict(claim, NOT_RUN, why, n=counts, block=block, missing=missing)
-    kind = claim.get("as", "difference")
     if kind in ("slope", "rank"):
         paired = [pair for cell in plus for row in cell for pair in pairs(row, claim, experiment)]
         if len(paired) < 3:
@@ -138,6 +147,10 @@ def verdict(experiment: Experiment, claim: dict[str, Any], block: Block) -> Verd
         guess, counts = (slope if kind == "slope" else rank)(*zip(*paired, strict=True)), [len(paired)]
     elif kind in ("largest", "smallest"):
         guess = Estimate((max if kind == "largest" else min)(chain(*samples[0])), 0.0)
+    elif kind == "lowest":
+        others = [fmean(found) for cell in minus for row in cell if row not in chain(*plus)
+                  if (found := values(row, claim, experiment))]  # fmt: skip
+        guess = Estimate(fmean(chain(*samples[0])) - min(others))
     else:
         guess = ratio(*samples) if kind == "ratio" else difference(*samples)
     return decide(claim, guess, counts, block)
@@ -150,8 +163,7 @@ def computed(claim: dict[str, Any]) -> Verdict:
         parts = [computed(shared | part) for part in claim["parts"]]
         why = "; ".join(part.why for part in parts)
         return Verdict(claim, together([part.verdict for part in parts]), why, parts=parts)
-    module, _, function = claim["quantity"].rpartition(".")
-    value = float(getattr(importlib.import_module(module), function)())
+    value = float(function(claim["quantity"])())
     return decide(claim | {"as": "largest"}, Estimate(value, 0.0), [1])
 
 
@@ -262,9 +274,13 @@ def pairs(row: Row, claim: dict[str, Any], experiment: Experiment) -> list[tuple
 def quantity(record: Record, name: str) -> float | None:
     """A number of a record by its dotted key, or what the function of that name makes of the record; None if absent."""
     if name.startswith("depthlab."):
-        module, _, function = name.rpartition(".")
-        return getattr(importlib.import_module(module), function)(record)
+        return function(name)(record)
     value: Any = record
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def function(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -149,3 +149,11 @@ def scalar(analysis: str, key: str) -> Callable[[Record], float | None]:
 
 gamma, blocks, relative_later = (scalar("norms", key) for key in ("gamma", "blocks", "relative_later_median"))
 rise_first, rise_later = (scalar("lesion", key) for key in ("rise_first_mean", "rise_later_median"))
+
+
+def F_apart(one: Record, other: Record) -> float | None:
+    """How far the curves ||F||(t) of two runs lie apart, see `norms.difference`."""
+    from depthlab.analysis.norms import difference
+
+    found = [measurement(record, "norms") for record in (one, other)]
+    return None if None in found else difference(*found)
