@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlab.analysis import Images, Result
+from depthlab.analysis.curvature import areas
 from depthlab.analysis.directions import Layout, cosine, random_direction
 from depthlab.analysis.evaluator import PRECISIONS, Evaluator, Resident
 from depthlab.analysis.grid import Plane, evaluate
@@ -105,6 +106,9 @@ def loss_surface(
     about |= {"points": len(points), "finite": len(known) / len(points), "loss_center": float(values[0, 0]),
               "error_center": float(values[0, 1]), "loss_min": float(known.min()) if len(known) else None,
               "loss_max": float(known.max()) if len(known) else None}  # fmt: skip
+    if directions == "random" and dimensions == 2:
+        shares, maps = areas(*coordinates, loss, about["loss_center"])
+        about, arrays = about | dict(shares), arrays | dict(maps)
     if directions == "between" and dimensions == 1:
         about["barrier"] = barrier(coordinates[0], arrays["loss"])
     if directions == "pca":
