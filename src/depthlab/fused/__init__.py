@@ -85,6 +85,11 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
         type(bn) is nn.BatchNorm2d
         and bn.training
         and type(x) is Tensor  # no fake or wrapped one
+        and not torch.jit.is_tracing()
+        # private, for want of a public way to ask: vmap, jvp, grad; dual numbers; FlopCounterMode and its like
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dim() == 4
@@ -95,11 +100,6 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
         and bn.weight.dtype == torch.float32
         and (residual is None or like(residual, x))
         and not hooked(bn)
-        and not torch.jit.is_tracing()
-        # private, for want of a public way to ask: vmap, jvp, grad; dual numbers; FlopCounterMode and its like
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch._C._len_torch_dispatch_stack()
     )
 
 

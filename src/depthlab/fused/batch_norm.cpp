@@ -19,7 +19,7 @@
 namespace {
 
 constexpr int L = 16, K = 4;
-constexpr int64_t BLOCK = L * K, RUN = 128, TILE = 16384, MOST_TILES = 64;
+constexpr int64_t BLOCK = L * K, RUN = 32, TILE = 16384, MOST_TILES = 64;
 typedef float V __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
