@@ -87,12 +87,13 @@ def costs(given: Given) -> Drawn:
     return drawn
 
 
-def growth(given: Given) -> list[str]:
-    """How many times larger L is at the largest depth than at the smallest, a line per family."""
+def growth(given: Given, least: int = 20) -> list[str]:
+    """How many times larger L is at the largest depth than at the smallest (from `least` on), a line per family."""
     lines = []
     for kind in dict.fromkeys(map(family, given.rows)):
-        shallow, *_, deep = sorted((r for r in given.rows if family(r) == kind), key=depth) * 2
-        if depth(shallow) < depth(deep):
+        by_depth = sorted((r for r in given.rows if family(r) == kind and depth(r) >= least), key=depth)
+        if len(by_depth) > 1:
+            shallow, deep = by_depth[0], by_depth[-1]
             over, of = (summary(row.values("train_loss"))[0] for row in (shallow, deep))
             theirs = [given.experiment.published(row.cell).get("train_loss") for row in (shallow, deep)]
             paper = f" (paper {theirs[1] / theirs[0]:.2f})" if all(theirs) and given.block.own_data else ""
@@ -176,11 +177,12 @@ def degradation(given: Given) -> Drawn:
             bars(right, x, gap, std, color=COLOURS[2 + list(STYLES).index(d)], label=f"depth {d}")
             lines.append(f"Depth {d}: L_P - L_R is largest after epoch {x[gap.argmax()]}, {gap.max():.3g}.")
     left.set(xlabel="epoch", ylabel=r"risk $\mathcal{L}$", yscale="log")
-    right.set(xlabel="epoch", ylabel=r"$\mathcal{L}_P - \mathcal{L}_R$", yscale="log")
+    apart = any((line.get_ydata() > 0).any() for line in right.lines)
+    right.set(xlabel="epoch", ylabel=r"$\mathcal{L}_P - \mathcal{L}_R$", yscale="log" if apart else "linear")
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=7)
-    return Drawn({"": figure}, lines=[*growth(given), *lines])
+    return Drawn({"": figure}, lines=[*growth(given, least=32), *lines])
 
 
 def divergence(given: Given) -> Drawn:

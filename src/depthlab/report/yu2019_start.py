@@ -1,0 +1,114 @@
+"""What Yu & Tomasi 2019 say of networks that have not been trained yet, computed (Tables 4 and 5).
+
+Penalty      lambda/(2 B) ||w||^2 over the kernels, lambda = 1e-4, B = 128: Table 4, first three rows; mean of seeds and
+             expectation. S of HMWI is fan_out; the text's fan_in misses the paper's numbers by 7 to 8 deviations.
+L            mean cross-entropy, Table 4, where CIFAR-10 is at hand: of 1000 training images (theirs: all)
+Parameters   of T' networks beside full ones (Table 5 has the errors, the text "decreases dramatically")
+"""
+
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from depthlab.classifier import penalty
+from depthlab.equivalence import id_entries
+from depthlab.records import training_flops
+from depthlab.report.given import Drawn, Given, Table
+
+DEPTHS = (20, 32, 44)
+DECAY = 1e-4 / 128
+
+
+def initial(given: Given, seeds: int = 8, images: int = 1000) -> Drawn:
+    """Args:
+    seeds: how many networks of each kind are drawn.
+    images: of the training set, for L; always the same ones.
+    """
+    batches = chosen(given, images)
+    lines, rows = [], []
+    for arch, fan in (("simple_plain", "out"), ("simple_residual", "out"), ("simple_residual", "in")):
+        for depth in DEPTHS:
+            config = given.compose(f"arch={arch}", f"arch.depth={depth}", f"arch.fan={fan}")
+            nets = [drawn(given, config, seed) for seed in range(seeds)]
+            found = [penalty(net, DECAY) for net in nets]
+            losses = [loss(net, batches) for net in nets] if batches and fan == "out" else []
+            paper = given.experiment.published({"arch": arch, "depth": depth})
+            row = {
+                "arch": arch, "depth": depth, "fan": fan if arch == "simple_residual" else None,
+                "paper_penalty": paper["penalty"], "penalty_mean": fmean(found), "penalty_std": stdev(found),
+                "penalty_expected": expected(nets[0], config["arch"]), "seeds": seeds,
+                "paper_train_loss": paper["train_loss"],
+                "train_loss_mean": fmean(losses) if losses else None,
+                "train_loss_std": stdev(losses) if losses else None,
+            }  # fmt: skip
+            rows.append(row)
+            name = given.experiment.label(arch) + (f", S = fan_{fan}" if row["fan"] else "")
+            name += given.notes.at({"arch": arch, "fan": fan}, "penalty")
+            spread = [f"{row['train_loss_mean']:.4f} ± {row['train_loss_std']:.4f}" if losses else ""]
+            lines.append([
+                name, str(depth), f"{paper['penalty']:.4g}", f"{fmean(found):.4g} ± {stdev(found):.1g}",
+                f"{row['penalty_expected']:.4g}", f"{paper['train_loss']:.3f}", *spread,
+            ])  # fmt: skip
+    header = ["network", "depth", "paper: penalty", f"ours, {seeds} seeds", "expected", "paper: L", "ours: L"]
+    said = [f"L on {images} training images, standardised, not augmented."] if batches else []
+    if not batches:
+        said = ["No CIFAR-10 in data_dir: L not computed."]
+    return Drawn(
+        tables={"": Table("Before training", header, lines, rows), "parameters": parameters(given)}, lines=said
+    )
+
+
+def drawn(given: Given, config: dict[str, Any], seed: int) -> torch.nn.Module:
+    """The network that a run of this configuration and seed starts from, but for what its data draw first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return given.build(config, "arch", num_classes=10).eval()
+
+
+def expected(net: torch.nn.Module, arch: dict[str, Any]) -> float:
+    """The expectation of the penalty: kernels' elements x variance; the fully connected layer's is 1 / (3 fan_in)."""
+    total = net.classifier.weight.numel() / (3 * net.classifier.in_features)
+    for layer in net.layers():
+        d, c, u, v = layer.conv.weight.shape
+        s = u * v * (d if arch["fan"] == "out" else c)
+        total += layer.conv.weight.numel() * (2 / (u * v * c) if arch["init"] == "kwi" else 1 / s**2)
+    return DECAY / 2 * total
+
+
+def chosen(given: Given, images: int) -> Any:
+    """Batches of training images, None where the data set is not at hand (nothing is downloaded for this)."""
+    from depthlab import ImageData
+    from depthlab.analysis import choose
+
+    config = given.compose()["data"]
+    if not (Path(config["dir"]) / config["name"]).is_dir():
+        return None
+    return choose(ImageData(**{k: v for k, v in config.items() if v is not None}), "train", images)
+
+
+def loss(net: torch.nn.Module, batches: Any) -> float:
+    with torch.no_grad():
+        return torch.cat([F.cross_entropy(net(x), y, reduction="none") for x, y in batches]).double().mean().item()
+
+
+def parameters(given: Given) -> Table:
+    """Of every network of Tables 1, 2 and 5: parameters, kernels' elements, ID entries, multiply-adds per image."""
+    lines, rows = [], []
+    for arch in ("simple_plain", "dominant"):
+        for depth in (*DEPTHS, *(["20_dense_lower"] if arch == "dominant" else [])):
+            config = given.compose(f"arch={arch}{depth}")
+            with torch.device("meta"):
+                net = given.build(config, "arch", num_classes=10)
+            kernels = sum(p.numel() for p in net.parameters() if p.ndim == 4)
+            ids = sum(id_entries(block.conv.weight).numel() for block in net.blocks()) if arch != "dominant" else None
+            row = {"arch": f"{arch}{depth}", "parameters": sum(p.numel() for p in net.parameters()), "kernels": kernels}
+            row |= {"id_entries": ids, "mmac": training_flops(net, 32) / 6 / 1e6}
+            rows.append(row)
+            name = given.experiment.label(row["arch"])
+            counts = (row["parameters"], kernels, ids)
+            lines.append([name, *("" if n is None else f"{n:,}" for n in counts), f"{row['mmac']:.2f}"])
+    header = ["network", "parameters", "of them in kernels", "ID entries", "MMAC/image"]
+    return Table("Parameters", header, lines, rows)
