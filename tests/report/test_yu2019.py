@@ -114,14 +114,14 @@ def test_divergence(tmp_path):
         folder = tmp_path / cell["arch"]
         folder.mkdir()
         np.save(folder / "losses.npy", losses + shift * (np.arange(50) >= 30))
-        records.append(record("table5", cell, 0, 1.0, 9.0) | {"folder": str(folder)})
+        records.append(record("fig6", cell, 0, 1.0, 9.0) | {"folder": str(folder)})
     assert (tmp_path / "yu2019/fig6.png") in write_report(found, records, [], tmp_path, recipes("fig6"))[1]
     (line,) = (tmp_path / "yu2019/fig6.divergence.csv").read_text().splitlines()[1:]
     first, hundred = line.split(",")[-4:-2]
     assert float(first) == 0
     assert float(hundred) == pytest.approx(1e-9, rel=1e-6)
     (tmp_path / "simple_residual20/losses.npy").unlink()
-    assert "No losses.npy in" in write_report(found, records, [], tmp_path, recipes("table5"))[0]
+    assert "No losses.npy in" in write_report(found, records, [], tmp_path, recipes("fig6"))[0]
 
 
 def test_of_a_record():
