@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from depthlab import growth
-from depthlab.equivalence import T, id_entries, identity_kernels
+from depthlab.equivalence import T, centre_decay, identity_kernels
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
@@ -187,9 +187,8 @@ class Classifier(LightningModule):
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if scaler is not None:  # fp16: a fused optimiser would unscale later, inside its step
                 scaler.unscale_(optimizer)
-        if towards_identity:  # the gradient of the L2 term is weight_decay (w - rho): here -rho, with the others w
-            kernels = [self.net.get_parameter(name) for name in identity_kernels(self.net)]
-            torch._foreach_sub_([id_entries(p.grad) for p in kernels if p.grad is not None], self.weight_decay)
+        if towards_identity:
+            centre_decay(self.net, self.weight_decay)
         if gradient_clip_val is not None:
             for group in optimizer.param_groups:
                 if group.get("l2"):

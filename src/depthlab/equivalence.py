@@ -62,6 +62,16 @@ def identity_kernels(net: nn.Module) -> list[str]:
     return [name for name, p in net.named_parameters() if id(p) in kernels]
 
 
+def centre_decay(net: nn.Module, weight_decay: float) -> None:
+    """Make gradients to which an optimiser will add weight_decay w those to which it adds weight_decay (w - rho).
+
+    Raises:
+        Problem: see `identity_kernels`.
+    """
+    kernels = [net.get_parameter(name) for name in identity_kernels(net)]
+    torch._foreach_sub_([id_entries(p.grad) for p in kernels if p.grad is not None], weight_decay)
+
+
 def twin(net: nn.Module, residual: bool) -> nn.Module:
     """A copy of a simplified network in its residual or plain form, the same function.
 
