@@ -1,16 +1,19 @@
 """Yu & Tomasi's tables and figures: every cell published, the recipe per network, numbers from records by hand."""
 
-from functools import cache
+import csv
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from configuration import build
 from depthlab.report import load_experiment, write_report
+from depthlab.report.given import Given, Notes
 from depthlab.report.tables import cell_key
 from depthlab.report.yu2019 import accuracy, after_15, cost, fifteenth, until_15
+from depthlab.report.yu2019_start import initial, parting
 from report import compose, identities
-from report import main as report
 
 CONF = Path(__file__).parents[2] / "conf/experiment"
 
@@ -138,13 +141,21 @@ def test_of_a_record():
 def test_before_training(tmp_path, monkeypatch):
     """Committed numbers are those of the command; without images L is left out."""
     monkeypatch.setenv("DEPTHLAB_DATA", str(tmp_path))
-    assert report(["yu2019/initial", "--out", str(tmp_path)]) == 0
+    found = experiment("initial")
+    given = Given(found, Notes(found), None, partial(compose, found), build)
+    drawn = initial(given, **found.paper["options"], train=False)
     results = Path(__file__).parents[2] / "results/yu2019"
-    for name in ("initial.parameters.csv", "initial.csv"):
-        ours, committed = (
-            [line.split(",") for line in (folder / name).read_text().splitlines()]
-            for folder in (tmp_path / "yu2019", results)
-        )
-        kept = slice(0, 9 if name == "initial.csv" else None)
-        assert [line[kept] for line in ours] == [line[kept] for line in committed]
-    assert "L not computed" in (tmp_path / "yu2019/initial.md").read_text()
+    for name, table in drawn.tables.items():
+        path = results / f"initial{'.' * bool(name)}{name}.csv"
+        with path.open() as file:
+            committed = list(csv.DictReader(file))
+        kept = [key for key in table.rows[0] if not key.startswith("train_loss")]
+        ours = [{key: "" if row[key] is None else str(row[key]) for key in kept} for row in table.rows]
+        assert ours == [{key: row[key] for key in kept} for row in committed]
+    assert drawn.lines == ["No CIFAR-10 in data_dir: L not computed."]
+
+
+def test_parting():
+    """Fig. 6's beginning; the committed numbers have 20 steps."""
+    assert 0 < parting(steps=2) < 1e-15
+    assert 1e-9 < parting(centred=False, steps=2) < 1e-5
