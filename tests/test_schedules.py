@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import yaml
 
 from callbacks import CLR, SGD, SGDR, Constant, OneCycle, Step
+from conftest import ROOT
 
 SPE = 500  # 50,000 images in batches of 100
 
@@ -89,6 +91,18 @@ def test_one_cycle_is_torchs():
         assert ours.lr(t, 10) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         optimizer.step()
         theirs.step() if t < 69 else None
+
+
+def test_yu2019():
+    """Sections 2.5: 1e-2, divided by 10 after epochs 120 and 160; for fully-fledged networks .1, after 90 and 135."""
+    for name, lr, epochs in (("yu2019", 0.01, (120, 160, 200)), ("yu2019_full", 0.1, (90, 135, 180))):
+        options = yaml.safe_load((ROOT / f"conf/sched/{name}.yaml").read_text())
+        schedule = Step(**{key: options[key] for key in ("epochs", "lr", "milestones", "gamma")})
+        a, b, end = epochs
+        assert schedule.run_epochs == end
+        for first, after, rate in ((0, a, lr), (a, b, lr / 10), (b, end, lr / 100)):
+            assert schedule.lr(first * 391, 391) == pytest.approx(rate, rel=1e-12)
+            assert schedule.lr(after * 391 - 1, 391) == pytest.approx(rate, rel=1e-12)
 
 
 def test_step_and_constant():
