@@ -4,8 +4,10 @@ The images are standardised once and stay where they are; a point is a vector of
 (folding.py) and run through them. The network itself is only read.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable
+import ctypes
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,16 @@ from depthlab.analysis.directions import Layout
 from depthlab.analysis.folding import Folded
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
-CHUNK = {"cpu": 32, "cuda": 2500}  # images at once: on a CPU two layers' activations stay in the cache
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Have freed memory stay with the process: glibc hands every activation above some 100 kB back to the system and
+    gets it anew, zeroed, a tenth of a small network's time. Elsewhere nothing happens."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its largest
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 @dataclass
@@ -34,6 +45,13 @@ class Resident:
         return cls(x.contiguous(memory_format=torch.channels_last), y)
 
 
+def chunk_size(device: torch.device, parameters: int) -> int:
+    """Images at once: on a CPU so few that two layers' activations stay in the cache, unless the weights do not."""
+    if device.type != "cpu":
+        return 2500
+    return 16 if parameters < 2_000_000 else 64
+
+
 class Evaluator:
     """`evaluator(vector)` -> (mean cross-entropy, error in percent) at these weights, in evaluation mode.
 
@@ -43,17 +61,26 @@ class Evaluator:
         precision: "32" (the weights' own precision: double stays double) or "bf16".
         recalibrate: so many images, from the first, give the BatchNorm statistics anew at every point; None keeps
             those in the vector.
+        winograd: see folding.py.
     """
 
-    def __init__(self, net: nn.Module, images: Resident, precision: str = "32", recalibrate: int | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        images: Resident,
+        precision: str = "32",
+        recalibrate: int | None = None,
+        winograd: bool = True,
+    ) -> None:
+        keep_memory()
         self.layout, self.images = Layout(net), images
         device = images.x.device
         dtype = self.layout.dtype if precision == "32" else PRECISIONS[precision]
         self.net = copy.deepcopy(net).to(device)
         self.counters = {k: v.to(device) for k, v in net.state_dict().items() if not v.is_floating_point()}
         self.order = list(net.state_dict())
-        self.forward: Callable = Folded(self.net, dtype)
-        self.chunk = CHUNK.get(device.type, 500)
+        self.forward = Folded(self.net, dtype, winograd)
+        self.chunk = chunk_size(device, len(self.layout))
         self.recalibrate = recalibrate
 
     @torch.no_grad()
@@ -63,17 +90,14 @@ class Evaluator:
             views = self.recalibrated(views)
         state = {k: views[k] if k in views else self.counters[k] for k in self.order}
         prepared: dict[torch.Size, dict] = {}
-        loss = torch.zeros((), dtype=torch.float64, device=self.images.x.device)
-        wrong = torch.zeros((), dtype=torch.int64, device=loss.device)
-        for x, y in zip(self.images.x.split(self.chunk), self.images.y.split(self.chunk)):
+        logits = []
+        for x in self.images.x.split(self.chunk):
             if x.shape not in prepared:
                 prepared[x.shape] = self.forward.prepare(state, x)
-            logits = self.forward(prepared[x.shape], x)
-            logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-            loss += F.cross_entropy(logits, y, reduction="sum")
-            wrong += (logits.argmax(1) != y).sum()
-        n = len(self.images.y)
-        return float(loss) / n, 100 * float(wrong) / n
+            logits.append(self.forward(prepared[x.shape], x))
+        z, y = torch.cat(logits).to(self.layout.dtype), self.images.y
+        loss = F.cross_entropy(z, y, reduction="none").mean(dtype=torch.float64)
+        return float(loss), 100 * float((z.argmax(1) != y).sum()) / len(y)
 
     def recalibrated(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state with every BatchNorm's running mean and variance measured at these weights."""

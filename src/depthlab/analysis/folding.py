@@ -11,9 +11,9 @@ follows no convolution (plain11's, pre-activation networks') stays as it is. Equ
 rounding; tests compare them for every architecture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,15 @@ class Program:
     result: str = ""
 
 
+class Step(NamedTuple):
+    """A step at one point: env[out] = run(*env[inputs])."""
+
+    run: Callable[..., Tensor]
+    inputs: list[str]
+    out: str
+    dead: list[str]
+
+
 class Folded:
     """The forward pass of `net` as a function of (state, x).
 
@@ -79,34 +88,42 @@ class Folded:
         """For batches of this shape; traced where there is none yet."""
         if x.shape not in self.programs:
             with evaluating(self.net):
-                x = like(self.net, x)
-                graph = make_fx(lambda state, x: torch.func.functional_call(self.net, state, (x,)), pre_dispatch=True)(
-                    dict(state), x
-                ).graph
-            self.programs[x.shape] = fold(graph)
+                trace = make_fx(lambda state, x: torch.func.functional_call(self.net, state, (x,)), pre_dispatch=True)
+                self.programs[x.shape] = fold(trace(dict(state), like(self.net, x)).graph)
         return self.programs[x.shape]
 
-    def prepare(self, state: Mapping[str, Tensor], x: Tensor) -> dict[str, Any]:
-        """Folded weights by the name of a layer's last node, and what other operations need of the state.
+    def prepare(self, state: Mapping[str, Tensor], x: Tensor) -> list[Step]:
+        """The steps at these weights.
 
         Args:
-            state: parameters and buffers by name.
+            state: parameters and buffers by name, in the order of the network's state_dict.
             x: a batch, for its shape.
         """
         program = self.program(state, x)
         values = dict(zip(program.inputs, state.values(), strict=True))
-        ready: dict[str, Any] = {"": x.shape}
-        for step in program.steps:
+        steps = []
+        for step, dead in zip(program.steps, program.dead):
             if isinstance(step, Layer):
-                ready[step.out] = self.folded(step, values, x.device)
+                nodes = [step.node.args[0], *([step.other] if step.other is not None else [])]
+                run = self.layer(step, *self.folded(step, values), on_cpu=x.device.type == "cpu")
+                steps.append(Step(run, [node.name for node in nodes], step.out, dead))
             else:
-                for node in step.all_input_nodes:
-                    if node.name in values:
-                        v = values[node.name]
-                        ready[node.name] = v.to(self.dtype) if v.is_floating_point() else v
-        return ready
+                names = [node.name for node in step.all_input_nodes if node.name not in values]
+                steps.append(Step(self.operation(step, names, values), names, step.name, dead))
+        return steps
 
-    def folded(self, layer: Layer, values: Mapping[str, Tensor], device: torch.device) -> Any:
+    def __call__(self, prepared: list[Step], x: Tensor) -> Tensor:
+        """Logits (B, K). `x` (B, 3, H, W) in channels_last, of the shape it was prepared for."""
+        program = self.programs[x.shape]
+        env = {program.x: x.to(self.dtype)}
+        for run, inputs, out, dead in prepared:
+            env[out] = run(*[env[name] for name in inputs])
+            for name in dead:
+                del env[name]
+        return env[program.result]
+
+    def folded(self, layer: Layer, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with BatchNorm and h in them."""
         args = layer.node.args
         w = values[args[1].name]
         b = values[args[2].name] if len(args) > 2 and args[2] is not None else None
@@ -119,49 +136,43 @@ class Folded:
             w = w * s.view(-1, *[1] * (w.ndim - 1))
         if layer.scale != 1.0:
             w, b = w * layer.scale, None if b is None else b * layer.scale
-        w, b = w.to(self.dtype), None if b is None else b.to(self.dtype)
+        return w.to(self.dtype), None if b is None else b.to(self.dtype)
+
+    def layer(self, layer: Layer, w: Tensor, b: Tensor | None, on_cpu: bool) -> Callable[..., Tensor]:
+        """The cheapest function of (x[, other]) there is."""
+
+        def finish(y: Tensor, other: Tensor | None) -> Tensor:
+            y = y if other is None else y.add_(other)
+            return y.relu_() if layer.relu else y
+
         if w.ndim == 2:
-            return w, b
-        if self.winograd is not None and device.type == "cpu" and self.winograd.takes(w, *layer.options()):
-            return self.winograd.weight(w), b
-        return w.contiguous(memory_format=torch.channels_last), b
+            return lambda x, other=None: finish(F.linear(x, w, b), other)
+        stride, padding, dilation, groups = layer.options()
+        if self.winograd is not None and on_cpu and self.winograd.takes(w, stride, padding, dilation, groups):
+            u, winograd = self.winograd.weight(w), self.winograd
+            return lambda x, other=None: winograd(x, u, b, other, layer.relu)
+        w = w.contiguous(memory_format=torch.channels_last)
+        if not (self.onednn and on_cpu):
+            return lambda x, other=None: finish(F.conv2d(x, w, b, stride, padding, dilation, groups), other)
+        options, relu = (w, b, padding, stride, dilation, groups), "relu" if layer.relu else None
+        if layer.other is None:
+            return lambda x: torch.ops.mkldnn._convolution_pointwise.default(x, *options, relu or "none", [], "")
+        add = torch.ops.mkldnn._convolution_pointwise.binary
+        return lambda x, other: add(
+            x, other.contiguous(memory_format=torch.channels_last), *options, "add", 1.0, relu, [], None
+        )
 
-    def __call__(self, prepared: Mapping[str, Any], x: Tensor) -> Tensor:
-        """Logits (B, K). `x` (B, 3, H, W) in channels_last, of the shape it was prepared for."""
-        program = self.programs[x.shape]
-        env: dict[str, Any] = {program.x: x.to(self.dtype)}
+    def operation(self, node: fx.Node, names: list[str], values: Mapping[str, Tensor]) -> Callable[..., Any]:
+        """Any other node, as it was traced."""
+        fixed = {n.name: values[n.name] for n in node.all_input_nodes if n.name in values}
+        fixed = {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in fixed.items()}
 
-        def value(node: Any) -> Any:
-            return env[node.name] if node.name in env else prepared[node.name]
+        def run(*inputs: Any) -> Any:
+            there = fixed | dict(zip(names, inputs))
+            args, kwargs = (fx.node.map_arg(a, lambda n: there[n.name]) for a in (node.args, node.kwargs))
+            return node.target(*args, **kwargs)
 
-        for step, dead in zip(program.steps, program.dead):
-            if isinstance(step, Layer):
-                other = None if step.other is None else value(step.other)
-                env[step.out] = self.layer(step, *prepared[step.out], value(step.node.args[0]), other)
-            else:
-                args, kwargs = (fx.node.map_arg(a, value) for a in (step.args, step.kwargs))
-                env[step.name] = step.target(*args, **kwargs)
-            for name in dead:
-                env.pop(name, None)
-        return env[program.result]
-
-    def layer(self, layer: Layer, w: Any, b: Tensor | None, x: Tensor, other: Tensor | None) -> Tensor:
-        if layer.node.target is aten.linear.default:
-            y = F.linear(x, w, b)
-        elif not isinstance(w, Tensor):
-            return self.winograd(x, w, b, other, layer.relu)
-        else:
-            stride, padding, dilation, groups = layer.options()
-            if self.onednn and x.device.type == "cpu":
-                options = (w, b, padding, stride, dilation, groups)
-                relu = "relu" if layer.relu else None
-                if other is None:
-                    return torch.ops.mkldnn._convolution_pointwise(x, *options, relu or "none", [], "")
-                other = other.contiguous(memory_format=torch.channels_last)
-                return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *options, "add", 1.0, relu, [], None)
-            y = F.conv2d(x, w, b, stride, padding, dilation, groups)
-        y = y if other is None else y.add_(other)
-        return y.relu_() if layer.relu else y
+        return run
 
 
 def fold(graph: fx.Graph) -> Program:
@@ -237,7 +248,8 @@ def last_uses(program: Program) -> list[list[str]]:
         for node in nodes:
             if node is not None:
                 used[node.name] = i
-    used.pop(program.result, None)
+    for name in (program.result, *program.inputs):
+        used.pop(name, None)
     dead: list[list[str]] = [[] for _ in program.steps]
     for name, i in used.items():
         dead[i].append(name)
