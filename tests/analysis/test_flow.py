@@ -73,8 +73,8 @@ def test_by_the_whole_theta(net):
     np.testing.assert_array_equal(out.arrays["sigma"][-1], 1.0)  # pooling is per channel
     assert out.scalars["layers"] == 8
     assert list(out.arrays["layer"]) == list(range(1, 8))
-    assert 0 < out.scalars["sigma_first"] < 1
-    assert out.scalars["sigma_last"] == out.arrays["sigma"][-2]
+    assert 0 < out.scalars["sigma_1"] < 1
+    assert [out.scalars[f"sigma_{k}"] for k in (5, 6)] == list(out.arrays["sigma"][[4, 5]])
 
 
 def test_statistics_of_the_batch_as_constants():

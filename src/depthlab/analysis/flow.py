@@ -34,7 +34,8 @@ KINDS = ("sigma", "sigma_sums", "sigma_entries")
 
 
 def flow(net: nn.Module, batches: Images, bn_mode: str = "auto") -> Result:
-    """Arrays over the layers 1..L-1: `sigma`, `sigma_sums`, `sigma_entries`, and `layer`, their numbers.
+    """Arrays over the layers 1..L-1: `sigma`, `sigma_sums`, `sigma_entries`, and `layer`, their numbers. Scalars: the
+    same of the first and the last two layers that are not trivial, as `sigma_1`, `sigma_17`, `sigma_18`.
 
     Args:
         bn_mode: "running", "batch", or "auto": batch for a network whose running statistics are still at their start.
@@ -56,7 +57,8 @@ def flow(net: nn.Module, batches: Images, bn_mode: str = "auto") -> Result:
             n += len(x)
     found = dict(zip(KINDS, total / n, strict=True))
     layers = np.arange(1, len(found["sigma"]) + 1)
-    scalars = {f"{kind}_{end}": float(found[kind][at]) for kind in KINDS for end, at in (("first", 0), ("last", -2))}
+    shown = sorted({1, max(1, layers[-1] - 2), layers[-1] - 1})  # Yu & Tomasi quote 1, 17 and 18 at depth 20
+    scalars = {f"{kind}_{layer}": float(found[kind][layer - 1]) for kind in KINDS for layer in shown}
     return Result({"images": n, "layers": len(layers) + 1, **scalars}, {**found, "layer": layers})
 
 
