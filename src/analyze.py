@@ -39,59 +39,160 @@ def trained(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int
     return net.to(device).eval()
 
 
+def started(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int, device: Any) -> Any:
+    """The run's network as training began with it: its seed draws the same weights again.
+
+    Raises:
+        Problem: the network grew, so that start and end are of different shapes.
+    """
+    import torch
+
+    from configuration import network
+
+    if config["grow"]["name"] != "none":
+        raise Problem(f"grow={config['grow']['name']}: a network that grew has no start of the same shape")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        net = network(config, num_classes)
+    dtype = next(v.dtype for k, v in checkpoint["state_dict"].items() if k.startswith("net."))
+    return net.to(dtype).to(device).eval()
+
+
 def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | None, force: bool) -> Any:
     """The analysis of one run: measured and written, or read where that was done before. Returns its Result.
 
     Raises:
         Problem: the run cannot be measured so, or was measured with other options or at another step.
     """
-    import torch
-
     from configuration import analysis
-    from depthlab import ImageData, records
-    from depthlab.analysis import choose, drawing, files, measure
+    from depthlab.analysis import choose, measure
 
-    name, path = section["name"], folder / "last.ckpt"
-    config = json.loads((folder / "config.json").read_text())
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        options = {key: value for key, value in section.items() if key not in NO_NUMBERS}
-        subject = {"analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")}
-    except Exception as error:
-        raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__})") from error
-    if not force and (there := files.read(folder, name)) is not None:
-        result, about = there
-        for key, now in subject.items():
-            if about[key] != now:
-                way_out = f"{key} was {about[key]} and is {now}; force=true measures anew"
-                raise Problem(f"{files.json_path(folder, name)}: another measurement is there, its {way_out}")
-        print(f"{folder.name}: {name} is there, see {files.json_path(folder, name)}")
-        files.add_to_record(folder, name, result)
+    config, checkpoint, subject = opened(folder, section)
+    if not force and (result := known(folder, section, subject)) is not None:
         return result
-
-    images = {"dir": data_dir} if data_dir else {}
-    data = ImageData(**{k: v for k, v in config["data"].items() if v is not None} | images, seed=config["seed"])
+    data = images(config, data_dir)
     given = {
         "net": lambda: trained(config, checkpoint, data.num_classes, device),
         "batches": lambda: choose(data, section["split"], section["images"], device),
         "folder": lambda: folder,
         "scratch": lambda: scratch,
     }
-    scratch = folder / f".analysis-{name}.part.npz"
+    scratch = folder / f".analysis-{section['name']}.part.npz"
     if (folder / "result.json").exists():
         given["record"] = lambda: json.loads((folder / "result.json").read_text())
     began = time.perf_counter()
     result = measure(analysis(section), **given)
-    about = {"run": folder.resolve().name, **subject, "seconds": time.perf_counter() - began}
+    keep(folder, section, result, subject, device, time.perf_counter() - began)
+    scratch.unlink(missing_ok=True)
+    return result
+
+
+def analyze_together(
+    folders: list[Path], section: dict[str, Any], device: Any, data_dir: str | None, force: bool
+) -> dict[str, Any]:
+    """The same for an analysis of several runs at once. Returns every run's Result by name.
+
+    Raises:
+        Problem: as `analyze`; or the runs are not of the same images.
+    """
+    from configuration import analysis
+    from depthlab.analysis import choose, measure
+    from depthlab.analysis.minima import Run
+
+    names = [folder.resolve().name for folder in folders]
+    all_opened = [opened(folder, section) for folder in folders]
+    subjects = [subject | {"together": names} for _, _, subject in all_opened]
+    if not force and all((folder / f"analysis-{section['name']}.json").exists() for folder in folders):
+        there = [known(folder, section, subject) for folder, subject in zip(folders, subjects)]
+        if None not in there:
+            return dict(zip(names, there))
+    data = images(all_opened[0][0], data_dir)
+    for name, (config, *_) in zip(names, all_opened):
+        if (other := images(config, data_dir)).name != data.name or (other.mean, other.std) != (data.mean, data.std):
+            raise Problem(f"run={name}: other images than {names[0]}'s (data.name, data.mean, data.std)")
+    scratch = folders[0] / f".analysis-{section['name']}.part.npz"
+    given = {
+        "runs": lambda: {
+            name: Run(started(config, checkpoint, data.num_classes, device),
+                      trained(config, checkpoint, data.num_classes, device))
+            for name, (config, checkpoint, _) in zip(names, all_opened)
+        },
+        "batches": lambda: choose(data, section["split"], section["images"], device),
+        "scratch": lambda: scratch,
+    }  # fmt: skip
+    began = time.perf_counter()
+    found = measure(analysis(section), **given)
+    for folder, name, subject in zip(folders, names, subjects):
+        keep(folder, section, found[name], subject, device, time.perf_counter() - began)
+    scratch.unlink(missing_ok=True)
+    return found
+
+
+def images(config: dict[str, Any], data_dir: str | None) -> Any:
+    """The run's ImageData, perhaps from another folder."""
+    from depthlab import ImageData
+
+    place = {"dir": data_dir} if data_dir else {}
+    return ImageData(**{k: v for k, v in config["data"].items() if v is not None} | place, seed=config["seed"])
+
+
+def opened(folder: Path, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The run's configuration and checkpoint, and what a measurement of them is one of.
+
+    Raises:
+        Problem: the checkpoint cannot be read.
+    """
+    import torch
+
+    path = folder / "last.ckpt"
+    config = json.loads((folder / "config.json").read_text())
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        options = {key: value for key, value in section.items() if key not in NO_NUMBERS}
+        return config, checkpoint, {
+            "analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")
+        }  # fmt: skip
+    except Exception as error:
+        raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__})") from error
+
+
+def known(folder: Path, section: dict[str, Any], subject: dict[str, Any]) -> Any:
+    """What this measurement left, None if it has not been made.
+
+    Raises:
+        Problem: another one is there.
+    """
+    from depthlab.analysis import files
+
+    name = section["name"]
+    if (there := files.read(folder, name)) is None:
+        return None
+    result, about = there
+    for key, now in subject.items():
+        if about.get(key) != now:
+            way_out = f"{key} was {about.get(key)} and is {now}; force=true measures anew"
+            raise Problem(f"{files.json_path(folder, name)}: another measurement is there, its {way_out}")
+    print(f"{folder.name}: {name} is there, see {files.json_path(folder, name)}")
+    files.add_to_record(folder, name, result)
+    return result
+
+
+def keep(
+    folder: Path, section: dict[str, Any], result: Any, subject: dict[str, Any], device: Any, seconds: float
+) -> None:
+    """The files beside the run, and the scalars in its record."""
+    from depthlab import records
+    from depthlab.analysis import drawing, files
+
+    name = section["name"]
+    about = {"run": folder.resolve().name, **subject, "seconds": seconds}
     about |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), **records.provenance(device)}
     png = drawing.png(get_object(section["figure"])({folder.name: result}))
     for suffix, content in get_object(section["extra"])(folder.name, result).items() if "extra" in section else ():
         files.write_bytes(files.json_path(folder, name).with_suffix(suffix), content)
     files.write(folder, name, result, about, png)
-    scratch.unlink(missing_ok=True)
     files.add_to_record(folder, name, result)
     print(f"{folder.name}: {name} measured, see {files.json_path(folder, name)}")
-    return result
 
 
 def run(config: dict[str, Any]) -> None:
@@ -100,14 +201,18 @@ def run(config: dict[str, Any]) -> None:
         known = sorted(path.stem for path in (Path(__file__).parents[1] / "conf/analysis").glob("*.yaml"))
         raise Problem(f"analysis: say which, there is {', '.join(known)}")
     from configuration import analysis
-    from depthlab.analysis import device_of, drawing, files
+    from depthlab.analysis import device_of, drawing, files, needs
     from train import quieten
 
     quieten()
     section, device = config["analysis"], device_of(config["device"])
-    analysis(section)  # complains before anything is loaded
+    function = analysis(section)  # complains before anything is loaded
     folders = files.run_folders(config["run"])
-    found = {f.name: analyze(f, section, device, config["data_dir"], config["force"]) for f in folders}
+    options = (device, config["data_dir"], config["force"])
+    if "runs" in needs(function):
+        found = analyze_together(folders, section, *options)
+    else:
+        found = {f.name: analyze(f, section, *options) for f in folders}
     if len(found) > 1:
         path = Path(config["together"]) / f"{section['name']}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ training) do the rest. A function is given what its parameters name, of
     record     what result.json holds; finished runs only
     folder     where the run lies; not during training
     scratch    a path for what a long measurement wants to find again after it was killed; not during training
+    runs       instead of net and folder: {name: (network at the start, network at the end)} of several finished runs; a
+               Result for each comes back
 
 and its other parameters are options. `figure(results)` beside it draws one or several {label: Result}.
 """
@@ -26,7 +28,7 @@ from depthlab.data.batches import Batches, generator
 from depthlab.data.module import ImageData, held_out
 from depthlab.problem import Problem
 
-GIVEN = ("net", "batches", "record", "folder", "scratch")
+GIVEN = ("net", "batches", "record", "folder", "scratch", "runs")
 Images = Iterable[tuple[Tensor, Tensor]]  # iterable more than once
 
 
