@@ -5,7 +5,8 @@
 
 Images/s of training steps: data, augmentation (crop and flip), forward, backward, optimiser.
     conventional   PIL images, DataLoader with 0 and 2 workers, fp32, NCHW, eager, .item() per step
-    ours           the Trainer with all callbacks of src/train.py; evaluation and checkpoints lie outside the steps
+    ours           the Trainer with all callbacks of src/train.py and what its configuration chooses by itself: memory
+                   format, fused kernel; evaluation and checkpoints lie outside the steps
     bare           ours without Lightning: the same network, batches and optimiser in a loop of five lines
 Also Lightning's own cost per step, on a tiny network, and the data path alone, both on one thread.
 """
@@ -29,7 +30,7 @@ from hydra.errors import HydraException
 from torch import nn
 
 from configuration import checked, explain, network
-from depthlab import conventional
+from depthlab import conventional, fused
 from depthlab.classifier import parameter_groups
 from depthlab.data import Batches
 from depthlab.data.sources import load
@@ -79,8 +80,10 @@ class Ours:
     def bare(self, device: torch.device) -> Iterator[None]:
         """The same training without Lightning, on the same network: a step per `next`, fp32."""
         model, net = self.parts.model, self.net.to(device)
+        of = self.config["trainer"]
         optimizer = model.make_optimizer(parameter_groups(net, model.weight_decay, model.decay), lr=0.01)
         for x, y in endless(self.batches(device)):
+            fused.switch(of["fused"], of["precision"], of["accelerator"], of["compile"])
             optimizer.zero_grad()
             loss = F.cross_entropy(net(x), y)
             loss.backward()
@@ -89,7 +92,9 @@ class Ours:
 
 
 def flags(conventional: bool) -> None:
-    """PyTorch's global settings: its defaults and cudnn.benchmark as public scripts have them, or src/train.py's."""
+    """Global settings: PyTorch's defaults and cudnn.benchmark as public scripts have them, or src/train.py's."""
+    if conventional:
+        fused.enable(False)  # back on in `assemble` and `bare`
     torch.use_deterministic_algorithms(not conventional)
     torch.utils.deterministic.fill_uninitialized_memory = conventional
     torch.backends.cudnn.benchmark = conventional
@@ -109,16 +114,15 @@ def stepping(steps: Iterator[Any], like_public_scripts: bool) -> Way:
     return way
 
 
-def composed(arch: str, precision: str, args: argparse.Namespace, compiled: bool = False) -> dict[str, Any]:
-    """The configuration of a run, as `src/train.py arch=... trainer.precision=... augment=crop` has it."""
+def composed(arch: str, precision: str, args: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """The configuration of a run, as `src/train.py arch=... trainer.precision=... augment=crop <others>` has it."""
     overrides = [f"arch={arch}"]
     if not (CONF / "arch" / f"{arch}.yaml").exists() and (match := re.fullmatch(r"(resnet|plain)(\d+)", arch)):
         overrides = ["arch=resnet", f"arch.depth={match[2]}", *(["arch.shortcut=none"] if match[1] == "plain" else [])]
     accelerator = {"cuda": "gpu"}.get(args.device, args.device)
     more = [f"data={args.data}", f"data.batch_size={args.batch}", "augment=crop", f"trainer.precision={precision}"]
-    more += [f"trainer.compile={compiled}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose("train", [*overrides, *more, f"trainer.accelerator={accelerator}"]))
+        return checked(compose("train", [*overrides, *more, f"trainer.accelerator={accelerator}", *others]))
 
 
 def interleaved(ways: dict[str, Way], args: argparse.Namespace, limit: int, about: dict[str, Any]) -> list[dict]:
@@ -181,7 +185,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             if precision == "32-true":
                 ways[f"{page.BARE} {precision}"] = stepping(ours.bare(device), False)
             if args.compiled:
-                ways[f"{page.OURS} {precision} compiled"] = Ours(composed(arch, precision, args, compiled=True))
+                ways[f"{page.OURS} {precision} compiled"] = Ours(
+                    composed(arch, precision, args, "trainer.compile=true")
+                )
+            if args.unfused:
+                ways[f"{page.OURS} {precision} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
         rows += interleaved(ways, args, limit, {"part": "training", "network": arch})
     return rows
 
@@ -193,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", default=["plain11", "resnet20", "resnet110"], help="names of conf/arch")
     parser.add_argument("--precision", nargs="+", default=["32-true", "bf16-mixed"], help="of ours")
     parser.add_argument("--compiled", action="store_true", help="ours with trainer.compile=true as well")
+    parser.add_argument("--unfused", action="store_true", help="ours with trainer.fused=false as well")
     parser.add_argument("--data", default="cifar100", help="cifar10, cifar100, digits or noise; default: cifar100")
     parser.add_argument("--batch", type=int, default=100, help="default: 100")
     parser.add_argument("--repetitions", type=int, default=5, help="of each way; default: 5")
