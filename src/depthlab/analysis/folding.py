@@ -52,6 +52,7 @@ class Program:
     steps: list[Layer | fx.Node] = field(default_factory=list)
     dead: list[list[str]] = field(default_factory=list)  # by step: what nobody needs afterwards
     inputs: list[str] = field(default_factory=list)  # placeholders of the state, in order
+    constants: dict[str, Tensor] = field(default_factory=dict)
     x: str = ""
     result: str = ""
 
@@ -89,7 +90,7 @@ class Folded:
         if x.shape not in self.programs:
             with evaluating(self.net):
                 trace = make_fx(lambda state, x: torch.func.functional_call(self.net, state, (x,)), pre_dispatch=True)
-                self.programs[x.shape] = fold(trace(dict(state), like(self.net, x)).graph)
+                self.programs[x.shape] = fold(trace(dict(state), like(self.net, x)))
         return self.programs[x.shape]
 
     def prepare(self, state: Mapping[str, Tensor], x: Tensor) -> list[Step]:
@@ -100,7 +101,7 @@ class Folded:
             x: a batch, for its shape.
         """
         program = self.program(state, x)
-        values = dict(zip(program.inputs, state.values(), strict=True))
+        values = program.constants | dict(zip(program.inputs, state.values(), strict=True))
         steps = []
         for step, dead in zip(program.steps, program.dead):
             if isinstance(step, Layer):
@@ -175,9 +176,9 @@ class Folded:
         return run
 
 
-def fold(graph: fx.Graph) -> Program:
+def fold(module: fx.GraphModule) -> Program:
     """Which nodes become one step, and in what order the steps run: each at its last node's place."""
-    nodes = list(graph.nodes)
+    nodes = list(module.graph.nodes)
     *state, x = [node for node in nodes if node.op == "placeholder"]
     taken: dict[fx.Node, Layer] = {}  # by any node folded in
     last: dict[fx.Node, Layer] = {}
@@ -193,6 +194,7 @@ def fold(graph: fx.Graph) -> Program:
         taken |= dict.fromkeys(members, layer)
         last[here] = layer
     program = Program(inputs=[node.name for node in state], x=x.name)
+    program.constants = {node.name: getattr(module, node.target) for node in nodes if node.op == "get_attr"}
     for node in nodes:
         if node in last:
             program.steps.append(last[node])
@@ -201,8 +203,6 @@ def fold(graph: fx.Graph) -> Program:
         elif node.op == "output":
             program.result = fx.node.map_arg(node.args[0], lambda n: n.name)
             program.result = program.result[0] if isinstance(program.result, (list, tuple)) else program.result
-        elif node.op not in ("placeholder", "call_function"):
-            raise ValueError(f"cannot follow {node.op} {node.target} of this network")
     program.dead = last_uses(program)
     return program
 
@@ -248,7 +248,7 @@ def last_uses(program: Program) -> list[list[str]]:
         for node in nodes:
             if node is not None:
                 used[node.name] = i
-    for name in (program.result, *program.inputs):
+    for name in (program.result, *program.inputs, *program.constants):
         used.pop(name, None)
     dead: list[list[str]] = [[] for _ in program.steps]
     for name, i in used.items():
