@@ -10,8 +10,8 @@ NCHW); in bf16 one rounding at the end instead of one per operation. It takes ch
 more. PyTorch's own operations are taken in everything else: evaluation, other devices, types and strides, functorch's
 transforms, forward-mode and second derivatives, torch.compile, SyncBatchNorm, hooks on the BatchNorm, no compiler.
 
-What it gains (results/benchmark/fused.md): 2.2 to 2.6 times as fast as PyTorch's in ResNets in bf16, 1.2 to 1.6 times in
-fp32, about nothing for Plain-11's maps of 8x8 in fp32. In fp32 it is what makes channels_last permissible at all, for
+What it gains (results/benchmark/fused.md): 2.2 to 2.6 times as fast as PyTorch's in ResNets in bf16, 1.2 to 1.6 times
+in fp32; nothing for Plain-11's maps of 8x8 in fp32. In fp32 it is what makes channels_last permissible at all, for
 networks of at most 64 channels: of wider ones the convolutions themselves round more there (Plain-11: twice the error
 of the whole gradient), so these stay in planes.
 """

@@ -50,9 +50,8 @@ def main() -> None:
     if not fused.enable(True):
         return
     print(f"`python -m depthlab.fused`: {records.hardware()}, torch {torch.__version__}, ms on one thread\n")
-    print(
-        "| operation | (B, C, H, W) | type | forward | kernel | backward | kernel | x |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| operation | (B, C, H, W) | type | forward | kernel | backward | kernel | x |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, shape, run in CASES:
         for kind, dtype, strides in KINDS:
             a, b, c, d = least(run, shape, dtype, strides)
