@@ -1,24 +1,33 @@
 """Finished runs beside published numbers.
 
-    python src/report.py barz2018/table1        one experiment of conf/experiment; a folder (barz2018) is all in it
     python src/report.py                        all experiments
+    python src/report.py barz2018/table1        one experiment of conf/experiment; a folder (barz2018) is all in it
+    python src/report.py --missing barz2018     the commands of the runs that are missing, with FLOPs and expected time
 
-Reads finished runs only; figures that need no runs are computed.
-Prints the table and writes it, with its figures, to reports/<experiment>.{md,csv,png}.
+Reads finished runs only; figures that need no runs are computed. Writes tables, figures and verdicts to
+reports/<experiment>.{md,csv,png} and, with `pip install 'depthlab[report]'`, one page of all that was asked for:
+reports/index.html, or reports/<asked>.html.
 """
 
 import argparse
+import gc
+import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from depthlab.problem import Problem
-from depthlab.report import Experiment, load_experiment, read_records, write_report
-from depthlab.report.tables import cell_key
+from depthlab.report import Experiment, gather, load_experiment, read_records, write
+from depthlab.report.recipes import Expected, Recipes, fingerprint
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+FORMATS = ("html", "md", "csv")
+FEW = 3  # experiments that are printed in full; of more a line each
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,22 +37,134 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("experiment", nargs="*", help="ids under conf/experiment, e.g. barz2018/table1; default: all")
     parser.add_argument("--runs", nargs="+", type=Path, default=[Path("runs")], metavar="DIR", help="default: runs")
     parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
+    parser.add_argument("--format", metavar="html,md,csv", help="what to write; default: all that can be")
+    parser.add_argument("--missing", action="store_true", help="write nothing; print what is still to be run")
+    parser.add_argument("--verdicts", nargs="+", type=Path, default=[], metavar="FILE",
+                        help="Markdown files in which the tables of verdicts are to be renewed")  # fmt: skip
     args = parser.parse_args(argv)
     try:
+        formats = chosen_formats(args.format)
         experiments = [load_experiment(CONF / "experiment" / f"{id}.yaml", id) for id in choose(args.experiment)]
         if args.runs != parser.get_default("runs") and not any(folder.is_dir() for folder in args.runs):
             raise Problem(f"--runs {' '.join(map(str, args.runs))}: there is no such folder")
         records, problems = read_records(args.runs)
-        for experiment in experiments:
-            expected = identities(experiment) if records and experiment.runs else None
-            left_out = problems if experiment.runs else []
-            parts = partial(compose, experiment), build
-            text, files = write_report(experiment, records, left_out, args.out, expected, *parts)
-            print(f"{text}\nWritten: {', '.join(map(str, files))}\n")
+        key = fingerprint([CONF, ROOT / "src", ROOT / "callbacks"])
+        recipes = Recipes(compose, build, args.out / ".recipes.json", key)
+        if args.missing:
+            print(missing(experiments, records, recipes), end="")
+        else:
+            report_all(args, formats, experiments, records, problems, recipes)
+        recipes.keep()
     except (Problem, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def report_all(
+    args: argparse.Namespace, formats: Sequence[str], experiments: list[Experiment], records: list[dict[str, Any]],
+    problems: list[str], recipes: Recipes,
+) -> None:  # fmt: skip
+    """Every experiment's files and lines, then what holds all of them."""
+    one = partial(report_one, records=records, problems=problems, recipes=recipes, out=args.out, formats=formats)
+    views = []
+    for view in in_two_processes(one, experiments, enough=4 if len(records) > 1000 else 8):
+        few = len(experiments) <= FEW
+        print(f"{view['text']}\nWritten: {', '.join(map(str, view['files']))}\n" if few else view["line"])
+        recipes.found |= view["recipes"]
+        views.append(view)
+    if "html" in formats:
+        from depthlab.report.html import write_page
+
+        name = args.experiment[0] if len(args.experiment) == 1 else "index"
+        print(f"Written: {write_page(views, records, problems, args.out / f'{name}.html')}")
+    for path in args.verdicts:
+        from depthlab.report.text import renew
+
+        renew(path, views)
+        print(f"Written: {path}")
+    if len(experiments) > FEW and problems:
+        rest = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        print("Left out:", *problems[:20], *rest, sep="\n  ")
+
+
+def report_one(
+    experiment: Experiment, records: list[dict[str, Any]], problems: list[str], recipes: Recipes, out: Path,
+    formats: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """One experiment's files, and what the page and the tables of verdicts need of it: nothing that holds records."""
+    from depthlab.report.text import overview, summary
+
+    before = set(recipes.found)
+    expected = Expected(recipes, experiment) if experiment.runs else None
+    left_out = problems if experiment.runs else []
+    page = gather(experiment, records, left_out, expected, partial(compose, experiment), build)
+    for row in {id(row): row for verdict in page.verdicts for row in verdict.missing}.values():
+        page.set_cost(row, recipes.cost(experiment, row.cell).get("flops"))
+    text, files = write(page, out, formats)
+    view = summary(page) | {"text": text, "files": files, "line": overview(page)}
+    if "html" in formats:
+        from depthlab.report import html
+
+        view |= html.experiment(page)
+    return view | {"recipes": {key: recipes.found[key] for key in recipes.found.keys() - before}}
+
+
+def in_two_processes(one: Callable[[Experiment], Any], experiments: Sequence[Experiment], enough: int) -> Iterator[Any]:
+    """`one` of each, in order; by as many forks as there are cores, up to four, where there is enough to do.
+
+    Forked, not spawned: the records need not be sent.
+    """
+    cores = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if len(experiments) < enough or cores < 2 or sys.platform != "linux":
+        yield from map(one, experiments)
+        return
+    from multiprocessing import get_context
+
+    global _one
+    _one = one
+    gc.collect()
+    gc.freeze()  # or collecting would touch, hence copy, every record in every fork
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)  # nothing was computed
+        pool = get_context("fork").Pool(cores)
+    with pool:
+        yield from pool.imap(_call, experiments)
+    gc.unfreeze()
+
+
+def _call(experiment: Experiment) -> Any:
+    return _one(experiment)
+
+
+def missing(experiments: Sequence[Experiment], records: list[dict[str, Any]], recipes: Recipes) -> str:
+    """The listing of what is still to be run."""
+    from depthlab.analysis import device_of
+    from depthlab.records import hardware
+    from depthlab.report import missing
+
+    device = device_of("auto")
+    found = [
+        lack
+        for experiment in experiments
+        for lack in missing.lacks(experiment, records, recipes, Expected(recipes, experiment))
+    ]
+    machine = hardware(device)
+    missing.estimate(found, records, machine, lambda config: missing.timed_step(config, build, device))
+    return missing.listing(found, machine)
+
+
+def chosen_formats(asked: str | None) -> list[str]:
+    from depthlab.report import html
+
+    if asked is None:
+        return [name for name in FORMATS if name != "html" or html.available()]
+    chosen = [name.strip() for name in asked.split(",")]
+    if unknown := [name for name in chosen if name not in FORMATS]:
+        raise Problem(f"--format {unknown[0]}: there is {', '.join(FORMATS)}")
+    if "html" in chosen and not html.available():
+        raise Problem(html.EXTRA)
+    return chosen
 
 
 def choose(asked: list[str]) -> list[str]:
@@ -81,12 +202,8 @@ def compose(experiment: Experiment, *overrides: str) -> dict[str, Any]:
 
 def identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """What the identity of each cell's runs must be, whatever their seed, budget and precision."""
-    from depthlab.records import identity_of
-
-    return {
-        cell_key(cell): identity_of(compose(experiment, *(f"{axis}={value}" for axis, value in cell.items())))
-        for cell in experiment.cells()
-    }
+    expected = Expected(Recipes(compose, build), experiment)
+    return {key: expected.get(key) for key in expected.cells}
 
 
 def build(config: dict[str, Any], section: str, **more: Any) -> Any:

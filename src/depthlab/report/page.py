@@ -3,17 +3,23 @@
 `text` writes it for the terminal, as Markdown and CSV, `html` as a page. It is the same for the same records.
 """
 
+import re
+import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from depthlab.problem import Problem
 from depthlab.report import claims, figures
 from depthlab.report.claims import Verdict
 from depthlab.report.experiments import Experiment
-from depthlab.report.given import Given, Notes, draw
+from depthlab.report.given import Drawn, Given, Notes, draw
 from depthlab.report.tables import Block, Row, cell_key, hardware, ratios, summary, tabulate, training_flops
 
+KINDS = (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.INCONCLUSIVE, claims.NOT_RUN)
+YEAR = re.compile(r".*?(?:\b(?:19|20)\d\d\.|$)", re.DOTALL)
 METRICS = {
     "test_error": "error %", "test_loss": "test loss", "train_error": "training error %", "train_loss": "training loss"
 }  # fmt: skip
@@ -56,12 +62,16 @@ class Page:
         """Those of all tables, other recipes' too."""
         return [r for block in self.blocks for row in [*block.rows, *block.others] for r in row.records]
 
+    def set_cost(self, row: Row, flops: float | None) -> None:
+        if flops is not None:
+            self.costs[cell_key(row.cell)] = flops
+
 
 def gather(
     experiment: Experiment,
     records: list[dict[str, Any]],
     problems: list[str] = (),
-    expected: Mapping[str, dict[str, Any]] | None = None,
+    expected: Any = None,
     compose: Callable[..., dict[str, Any]] | None = None,
     build: Callable[..., Any] | None = None,
 ) -> Page:
@@ -81,7 +91,7 @@ def gather(
         own = []
         if block:
             own.append(Section(heading(block), *table(experiment, block, page.notes), closing(experiment, block)))
-        drawn = draw(Given(experiment, page.notes, block, compose, build))
+        drawn = drawing(Given(experiment, page.notes, block, compose, build))
         about = {"data": block.data, "budget": block.budget, "precision": block.precision} if block else {}
         for name, found in drawn.tables.items():
             title = ", ".join([found.title, f"budget {block.budget:g}, {block.precision}"] if block else [found.title])
@@ -98,10 +108,37 @@ def gather(
             section.block = block
         page.sections += own
     page.tables = dict(csvs)
-    page.verdicts = claims.judge(experiment, page.blocks)
+    page.verdicts = judging(experiment, page.blocks)
     for verdict in page.verdicts:
         says(page, verdict)  # numbers its footnote
     return page
+
+
+def drawing(given: Given) -> Drawn:
+    """What the experiment's function draws; where it stumbles over a record, that in a line: the rest still stands."""
+    try:
+        return draw(given)
+    except Problem:
+        raise
+    except Exception as error:
+        return Drawn(lines=[f"This figure could not be drawn: {stumble(error)}."])
+
+
+def judging(experiment: Experiment, blocks: list[Block]) -> list[Verdict]:
+    """`claims.judge`; a claim whose quantity stumbles over a record is not tested, and says so."""
+    found = []
+    for claim in experiment.paper.get("claims") or []:
+        alone = replace(experiment, paper=experiment.paper | {"claims": [claim]})
+        try:
+            found += claims.judge(alone, blocks)
+        except Exception as error:
+            found.append(Verdict(claim, claims.NOT_RUN, f"could not be tested: {stumble(error)}"))
+    return found
+
+
+def stumble(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return " ".join(f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})".split())
 
 
 def says(page: Page, verdict: Verdict) -> str:
@@ -123,6 +160,10 @@ def evidence(verdict: Verdict) -> str:
     block = verdict.block
     if verdict.verdict == claims.NOT_RUN or block is None:
         return ""
+    return budget(block)
+
+
+def budget(block: Block) -> str:
     return f"budget {block.budget:g}{' †' * (block.budget != 1)}, {block.precision}{' ‡' * ('‡' in block.marks)}"
 
 
@@ -133,6 +174,37 @@ def lacking(page: Page, verdict: Verdict) -> str:
     costs = [len(row.missing) * cost for row in rows if (cost := page.costs.get(cell_key(row.cell))) is not None]
     cost = f", {sum(costs) / 1e15:.3g} PFLOP" if runs and len(costs) == len(rows) else ""
     return f"; missing: {runs} run{'s' * (runs > 1)}{cost}" if runs else ""
+
+
+def judged(page: Page) -> list[dict[str, Any]]:
+    """The verdicts in words; `parts` with theirs, `marks` of the runs they rest on."""
+    return [
+        {
+            "id": v.claim["id"], "says": says(page, v), "plain": " ".join(v.claim["says"].split()),
+            "paper": paper_value(v), "why": v.why, "parts": [f"{part.why} ({part.verdict})" for part in v.parts],
+            "lacking": lacking(page, v), "evidence": evidence(v), "verdict": v.verdict,
+            "marks": v.block.marks if v.block and evidence(v) else "",
+        }
+        for v in page.verdicts
+    ]  # fmt: skip
+
+
+def by_paper(views: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Things with the `id` of an experiment by its folder, a paper's; those of no paper, "", at the end."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for view in views:
+        groups.setdefault(view["id"].rpartition("/")[0], []).append(view)
+    return dict(sorted(groups.items(), key=lambda group: (not group[0], group[0])))
+
+
+def cited(views: Sequence[dict[str, Any]]) -> str:
+    """The paper's citation, as most of its experiments have it, to the year; what follows is of each."""
+    return Counter(YEAR.match(view["cite"] or view["id"])[0] for view in views).most_common(1)[0][0]
+
+
+def in_order(verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By id, B2 before B10."""
+    return sorted(verdicts, key=lambda v: [(len(part), part) for part in re.findall(r"\d+|\D+", v["id"])])
 
 
 def provenance(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -154,13 +226,11 @@ def provenance(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def heading(block: Block) -> str:
     """`cifar100, budget 0.05 †, bf16-mixed ‡: 3 of 18 runs on AMD EPYC, 2 threads (3)`"""
-    budget = f"budget {block.budget:g}" + (" †" if block.budget != 1 else "")
-    precision = block.precision + (" ‡" if "‡" in block.marks else "")
     seeds = sum(len(row.wanted) - len(row.missing) for row in block.rows)
     machines = "; ".join(f"{name} ({n})" for name, n in block.hardware.items())
     data = [block.data + ("" if block.own_data else " (not the experiment's data)")] if block.data else []
     runs = f"{seeds} of {block.wanted} runs" + (f" on {machines}" if machines else "")
-    return f"{', '.join([*data, budget, precision])}: {runs}"
+    return f"{', '.join([*data, budget(block)])}: {runs}"
 
 
 def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str], list[list[str]]]:

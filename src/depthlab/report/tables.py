@@ -79,14 +79,12 @@ class Block:
         return dict(Counter(hardware(r) for r in self.records).most_common())
 
 
-def tabulate(
-    experiment: Experiment, records: Iterable[Record], expected: dict[str, dict[str, Any]] | None = None
-) -> list[Block]:
+def tabulate(experiment: Experiment, records: Iterable[Record], expected: Any = None) -> list[Block]:
     """Sort `records` into one block per (data, budget, precision) found; the experiment's own is there even when empty.
 
     Args:
-        expected: the identity that each cell's runs must have, by `cell_key(cell)`. Without it the recipe of this
-            experiment's own runs, or else the one with most runs, is taken for the cell's.
+        expected: the identity that each cell's runs must have, by `cell_key(cell)`: a dict, or what has its `get`.
+            Without it the recipe of this experiment's own runs, or else the one with most runs, is taken.
 
     Returns:
         Blocks, the experiment's data set first, then by falling budget, unreduced precision first.
@@ -95,15 +93,18 @@ def tabulate(
     found: dict[tuple, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     found[experiment.data, float(experiment.budget), experiment.precision]  # there even when empty
     for record in records:
+        if experiment.data not in (None, record["data"]) and record.get("study") != experiment.id:
+            continue
         key = cell_key({axis: value_of(record, axis) for axis in experiment.axes})
-        if key in cells and (experiment.data in (None, record["data"]) or record.get("study") == experiment.id):
+        if key in cells:
             data = experiment.data and record["data"]  # an axis, or not fixed: no reason for a table of its own
             found[data, float(record["budget"]), record["precision"]][key].append(record)
     blocks = []
     for (data, budget, precision), by_cell in found.items():
         block = Block(data, budget, precision, own_data=data == experiment.data)
         for key, cell in cells.items():
-            row, others = split(experiment, cell, by_cell[key], (expected or {}).get(key) if block.own_data else None)
+            asked = expected is not None and block.own_data and by_cell[key]
+            row, others = split(experiment, cell, by_cell[key], expected.get(key) if asked else None)
             block.rows.append(row)
             block.others += others
         if block.records or block.others or (data, budget, precision) == (

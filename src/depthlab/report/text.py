@@ -11,8 +11,10 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from depthlab.problem import Problem
+from depthlab.report.claims import NOT_RUN
 from depthlab.report.experiments import Experiment
-from depthlab.report.page import Page, evidence, gather, lacking, number, paper_value, provenance, says
+from depthlab.report.page import KINDS, Page, budget, by_paper, cited, gather, in_order, judged, number, provenance
 from depthlab.report.tables import hardware
 
 OURS = "Ours: mean ± sample standard deviation (number of seeds) of the last epoch's weights, no selection."
@@ -96,23 +98,75 @@ def render(page: Page, markdown: bool, links: Sequence[str] = ()) -> str:
     return "\n".join(line.rstrip() for line in lines).replace("\n\n\n", "\n\n").strip() + "\n"
 
 
-def verdict_table(page: Page, header: Sequence[str] = VERDICTS) -> list[str]:
+def verdict_table(page: Page) -> list[str]:
     body = [
-        [v.claim["id"], says(page, v), paper_value(v), v.why + lacking(page, v), evidence(v), f"**{v.verdict}**"]
-        for v in page.verdicts
+        [v["id"], v["says"], v["paper"], v["why"] + v["lacking"], v["evidence"], f"**{v['verdict']}**"]
+        for v in judged(page)
     ]
-    return grid(list(header), body, markdown=True)
+    return grid(list(VERDICTS), body, markdown=True)
 
 
 def verdict_lines(page: Page) -> list[str]:
     """Two or more lines per claim: the verdict and what is claimed, then what was found and on which runs."""
     lines = []
-    for v in page.verdicts:
-        paper = f"Paper: {paper_value(v)}. " if paper_value(v) else ""
-        on = f" [{evidence(v)}]" if evidence(v) else ""
-        lines += wrap(f"{v.claim['id']:4} {v.verdict.upper()}: {says(page, v)}", 118, subsequent_indent=" " * 5)
-        lines += wrap(f"{paper}{v.why}{on}{lacking(page, v)}", 118, initial_indent=" " * 5, subsequent_indent=" " * 5)
+    for v in judged(page):
+        paper = f"Paper: {v['paper']}. " if v["paper"] else ""
+        on = f" [{v['evidence']}]" if v["evidence"] else ""
+        lines += wrap(f"{v['id']:4} {v['verdict'].upper()}: {v['says']}", 118, subsequent_indent=" " * 5)
+        lines += wrap(f"{paper}{v['why']}{on}{v['lacking']}", 118, initial_indent=" " * 5, subsequent_indent=" " * 5)
     return lines
+
+
+def overview(page: Page) -> str:
+    """A line: `barz2018/table1         3 of 18 runs (budget 0.05 †, bf16-mixed ‡), B1 inconclusive, B3 not run`."""
+    runs = [
+        f"{sum(len(row.records) for row in block.rows)} of {block.wanted} runs"
+        + (f" ({budget(block)})" if block.marks else "")
+        for block in page.blocks if block.own_data and block.records
+    ]  # fmt: skip
+    state = "; ".join(runs) or (NOT_RUN if page.experiment.runs else "computed")
+    verdicts = [f"{v['id']} {v['verdict']}{' ' * bool(v['marks'])}{v['marks']}" for v in judged(page)]
+    return f"{page.experiment.id:24} {'. '.join([state, ', '.join(verdicts)]) if verdicts else state}"
+
+
+def summary(page: Page) -> dict[str, Any]:
+    """What the tables of verdicts need of an experiment."""
+    return {"id": page.experiment.id, "cite": page.experiment.paper.get("cite"), "verdicts": judged(page)}
+
+
+BEGIN, END = "<!-- verdicts: `make results` writes from here -->", "<!-- to here -->"
+
+
+def renew(path: Path, views: Sequence[dict[str, Any]]) -> None:
+    """Write the tables of verdicts, a paper each, between the marks in a Markdown file.
+
+    Raises:
+        Problem: it has no such marks.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise Problem(f"{path}: the verdicts stand between the lines\n{BEGIN}\n{END}")
+    replace(path, f"{before}{begin}\n\n{verdict_block(views)}\n{end}{after}".encode())
+
+
+def verdict_block(views: Sequence[dict[str, Any]]) -> str:
+    """Counts for every paper, then what each of its claims came to."""
+    papers = {name: members for name, members in by_paper(views).items() if any(view["verdicts"] for view in members)}
+    verdicts = {name: in_order([v for view in members for v in view["verdicts"]]) for name, members in papers.items()}
+    counts = [
+        [cited(members), *(str(sum(v["verdict"] == kind for v in verdicts[name])) for kind in KINDS)]
+        for name, members in papers.items()
+    ]
+    lines = grid(["paper", *KINDS], counts, markdown=True)
+    for name, members in papers.items():
+        tested = [v for v in verdicts[name] if v["verdict"] != NOT_RUN]
+        body = [[v["id"], v["plain"], v["paper"], v["why"], v["evidence"], f"**{v['verdict']}**"] for v in tested]
+        lines += ["", f"### {cited(members)}", "", *(grid(list(VERDICTS), body, markdown=True) if body else [])]
+        if rest := [v["id"] for v in verdicts[name] if v["verdict"] == NOT_RUN]:
+            lines += [""] * bool(body) + [f"Not run: {', '.join(rest)}."]
+    return "\n".join(lines) + "\n"
 
 
 def where_from(records: list[dict[str, Any]]) -> list[str]:
