@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +44,9 @@ def test_one_run_from_nothing_to_record(cli, tmp_path):
         assert result[key] > 0
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert {p.name for p in folder.iterdir()} == {"result.json", "metrics.csv", "config.json", "last.ckpt"}
+    assert {p.name for p in folder.iterdir()} == {"result.json", "metrics.csv", "losses.npy", "config.json", "last.ckpt"}
+    assert np.load(folder / "losses.npy").shape == (8,)
+    assert result["penalty"] > 0
     torch.load(folder / "last.ckpt", weights_only=True)
     again, output = cli(*TINY, "sched=sgdr", "budget=0.012", "seed=0")
     assert again == 0
