@@ -9,7 +9,7 @@ Identity what a residual layer does is A = r + ID. The paper takes A with its id
            own        |r|_F of a residual, |p|_F of a plain network    the paper's
            full       |r + ID|_F or |p|_F, of what acts
            reduced    |r|_F or |p - ID|_F: the paper's norm for a plain network that started at T(r0)
-Cost     a forward pass; 10,000 images at depth 20: 30 s of a core, memory of one batch.
+Cost     a forward pass; 10,000 images at depth 20, 32, 44: 13, 20, 28 s of a core, memory of one batch.
 """
 
 from collections.abc import Mapping

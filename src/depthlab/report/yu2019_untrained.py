@@ -23,6 +23,7 @@ from depthlab.report.yu2019_measures import STATISTICS
 from depthlab.report.yu2019_start import chosen, drawn
 
 SIMPLE, FULL = ("simple_plain20", "simple_residual20"), ("plain20", "resnet20")
+RECIPE = ["arch.init=kaiming_normal", "arch.bn_eps=1e-5", "arch.bn_momentum=0.1"]  # of yu2019/interlayer
 
 
 def untrained(given: Given, seeds: int = 3, images: int = 64) -> Drawn:
@@ -45,8 +46,7 @@ def untrained(given: Given, seeds: int = 3, images: int = 64) -> Drawn:
 
 def each(given: Given, arch: str, seeds: int, measure: Callable[[Any], Result]) -> list[Result]:
     """What `measure` finds of `seeds` networks."""
-    more = ["arch.init=kaiming_normal"] if arch in FULL else []
-    config = given.compose(f"arch={arch}", *more)
+    config = given.compose(f"arch={arch}", *(RECIPE if arch in FULL else []))
     return [measure(drawn(given, config, seed)) for seed in range(seeds)]
 
 
