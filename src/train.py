@@ -213,6 +213,8 @@ def run(config: dict[str, Any]) -> int:
     try:
         lock.acquire(timeout=0)
         if (folder / "result.json").exists():
+            lock.release()  # which analyses take, to add to the record
+            measure(config, folder)
             print(f"{name}: done, see {folder / 'result.json'}")
             return 0
         result = train(config)
@@ -237,6 +239,19 @@ def run(config: dict[str, Any]) -> int:
     )
     print(f"{name}: {ending}, recorded in {folder / 'result.json'}")
     return 0
+
+
+def measure(config: dict[str, Any], folder: Path) -> None:
+    """What `analyses` asks for of the last epoch and a finished run lacks, because it was trained without."""
+    from analyze import analyze
+    from depthlab import records
+    from depthlab.analysis import device_of
+
+    for name in records.unmeasured(config, folder):
+        quieten()
+        section = {k: v for k, v in config["analyses"][name].items() if k not in ("at", "every")} | {"name": name}
+        device = device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto")
+        analyze(folder, section, device, config["data_dir"], force=False)
 
 
 def writable(folder: Path) -> Path:

@@ -254,6 +254,26 @@ def test_a_run_with_analyses(data_dir, tmp_path):
     assert about["step"] == watched["steps"] == 12
 
 
+def test_a_run_trained_without_is_measured_when_asked_again(cli, tmp_path):
+    """Once, alone and in a sweep, and not trained again."""
+    last, some = "+analyses.norms.at=[164]", "analyses.norms.images=20"
+    assert cli(*TINY, "budget=0.006")[0] == 0
+    (folder,) = (tmp_path / "runs").glob("resnet8*")
+    before = (folder / "last.ckpt").stat().st_mtime_ns
+    code, output = cli(*TINY, "budget=0.006", "+analysis@analyses.norms=norms", last, some)
+    assert code == 0, output
+    assert "norms measured" in output
+    code, output = cli("-m", *TINY, "budget=0.006", "+analysis@analyses.sizes=norms", last.replace("norms", "sizes"))
+    assert code == 0, output
+    assert "1 to run" in output
+    code, output = cli("-m", *TINY, "budget=0.006", "+analysis@analyses.norms=norms", last, some)
+    assert "0 to run" in output
+    assert (folder / "last.ckpt").stat().st_mtime_ns == before
+    record = json.loads((folder / "result.json").read_text())
+    assert record["analyses"]["norms"]["images"] == 20
+    assert record["analyses"]["sizes"]["images"] == 297
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [

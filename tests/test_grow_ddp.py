@@ -71,6 +71,7 @@ def main(folder: Path) -> None:
     result = {
         "batchnorm": fit(folder / "a", network(), 2, **CLIPPED),
         "without": fit(folder / "b", without_batchnorm(), 2, **EXACT),
+        "bf16-mixed": fit(folder / "d", network(), 2, precision="bf16-mixed", **CLIPPED),
         "broken off": fit(folder / "c", network(), 2, max_epochs=4, **CLIPPED),
     }
     result["resumed"] = fit(folder / "c", network(1), 2, ckpt=folder / "c" / "last.ckpt", **CLIPPED)
@@ -90,7 +91,7 @@ def two(tmp_path_factory):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("run", ["batchnorm", "without"])
+@pytest.mark.parametrize("run", ["batchnorm", "without", "bf16-mixed"])
 def test_ranks_agree(two, run):
     ranks = two[run]
     assert ranks["depths"] == 2 * [[2, 2, 2]] + 2 * [[4, 4, 4]] + [[8, 8, 8]]
@@ -107,6 +108,12 @@ def test_losses_are_those_of_one_process_up_to_rounding(two, tmp_path):
     assert one["losses"][-1] < one["losses"][0]
     other = fit(tmp_path / "b", network(), 1, **CLIPPED)
     assert two["batchnorm"]["losses"] != pytest.approx(other["losses"], rel=1e-4)
+
+
+def test_reduced_precision_rounds_and_trains(two):
+    exact, rounded = two["batchnorm"]["losses"], two["bf16-mixed"]["losses"]
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1)
 
 
 def test_resumed_at_a_growth_equals_uninterrupted(two):

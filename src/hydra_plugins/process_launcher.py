@@ -133,7 +133,7 @@ class ProcessLauncher(Launcher):
         """
         from configuration import data_problems, problems, resolve
         from depthlab.problem import Problem
-        from depthlab.records import run_name
+        from depthlab.records import run_name, unmeasured
 
         jobs: dict[str, Job] = {}
         complaints: dict[str, str] = {}
@@ -158,7 +158,7 @@ class ProcessLauncher(Launcher):
             on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda")
             job = Job(len(jobs) + 1, overrides, name, folder, trainer["devices"], on_gpu)
             job = jobs.setdefault(name, job)
-            job.state = "skipped" if job.finished else "waiting"
+            job.state = "skipped" if job.finished and not unmeasured(config, folder) else "waiting"
         if complaints:
             raise Problem("\n".join(f"{line}  [in the job {where}]" for line, where in complaints.items()))
         return list(jobs.values())
@@ -233,7 +233,8 @@ class ProcessLauncher(Launcher):
         if shown:
             show(job)
         # the record, not the exit code, says done: a run stopped by SIGTERM may exit with 0
-        job.state = "done" if job.finished else "busy" if job.process.returncode == BUSY else "failed"
+        code = job.process.returncode
+        job.state = "busy" if code == BUSY else "done" if job.finished and code == 0 else "failed"
         print(f"[{job.number}/{total}] {job.name}: {job.state} after {job.seconds:.0f} s", flush=True)
         if job.state == "failed":
             print(f"exit code {job.process.returncode}; last lines:\n{indented(job.tail())}", flush=True)

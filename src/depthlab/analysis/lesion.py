@@ -222,6 +222,6 @@ def figure(results: Mapping[str, Result]) -> Any:
         for axis in (one, many, mixed):
             axis.axhline(whole, color="0.4", lw=0.8, ls="--", label="whole network")
             axis.set_ylim(bottom=0)
-        one.legend(frameon=False, fontsize=8)
+        one.legend(fontsize=8, framealpha=0.9, edgecolor="none")
         many.legend(frameon=False, fontsize=8)
     return drawing

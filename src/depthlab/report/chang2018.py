@@ -133,7 +133,7 @@ def growth_points(record: Record) -> list[int]:
 def cycles(record: Record) -> list[dict[str, float]]:
     """At each growth: test accuracy before and an epoch after; the best until then and of the cycle that follows."""
     accuracy, points = [100 - e for e in record["curves"]["val_error"]], growth_points(record)
-    ends = [*points[1:], len(accuracy)]
+    ends = [*points, len(accuracy)][1:]
     return [
         {"epoch": p, "before": accuracy[p - 1], "after": accuracy[p], "best_before": max(accuracy[:p]),
          "best_after": max(accuracy[p:end])}
