@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy as np
 import pytest
 import torch
 
@@ -44,7 +43,8 @@ def test_one_run_from_nothing_to_record(cli, tmp_path):
         assert result[key] > 0
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert {p.name for p in folder.iterdir()} == {"result.json", "metrics.csv", "losses.npy", "config.json", "last.ckpt"}
+    files = {"result.json", "metrics.csv", "losses.npy", "config.json", "last.ckpt"}
+    assert {p.name for p in folder.iterdir()} == files
     assert np.load(folder / "losses.npy").shape == (8,)
     assert result["penalty"] > 0
     torch.load(folder / "last.ckpt", weights_only=True)
