@@ -60,9 +60,10 @@ def initial(given: Given, seeds: int = 8, images: int = 1000, train: bool = True
     said = [f"L on {images} training images, standardised, not augmented."] if batches else []
     if not batches:
         said = ["No CIFAR-10 in data_dir: L not computed."]
-    return Drawn(
-        tables={"": Table("Before training", header, lines, rows), "parameters": parameters(given)}, lines=said
-    )
+    tables = {"": Table("Before training", header, lines, rows), "parameters": parameters(given)}
+    if train:
+        tables["parting"] = partings()
+    return Drawn(tables=tables, lines=said)
 
 
 def drawn(given: Given, config: dict[str, Any], seed: int) -> torch.nn.Module:
