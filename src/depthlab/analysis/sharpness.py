@@ -44,8 +44,8 @@ def sharpness(
     seed: int = 123,
     workers: int = 1,
 ) -> Result:
-    """Scalars as above and `loss`, `error`, `products`; arrays `rho` (R,), `rise` (directions, R), and of the grid on
-    [-1, 1]^2 `x`, `y`, `surface`, `curvature`.
+    """Scalars as above (S_0_5 for rho = .5), `loss`, `error`, `products`; arrays `rho` (R,), `rise` (directions, R),
+    and of the grid on [-1, 1]^2 `x`, `y`, `surface`, `curvature`.
 
     Args:
         folder: the run's; the surface that analysis=loss_surface left there is taken if it is the same.
@@ -84,7 +84,7 @@ def sharpness(
         }
     if directions:
         rise = rises(net, theta, evaluator, loss, directions, rho, seed)
-        scalars |= {f"S_{r:g}": float(column.mean()) for r, column in zip(rho, rise.T)}
+        scalars |= {f"S_{r:g}".replace(".", "_"): float(column.mean()) for r, column in zip(rho, rise.T)}
         arrays |= {"rho": np.array(rho), "rise": rise}
     if grid is not None:
         x, y, surface = drawn(folder, grid, seed, len(images.y), loss) or draw(
