@@ -110,7 +110,7 @@ def accuracies(given: Given, shown: Sequence[str] = ("train", "test"), panel: st
         axis.set(title=given.experiment.label(value), xlabel="epoch")
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25, lw=0.6)
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        axis.legend(fontsize=8, framealpha=0.8, edgecolor="none", loc="lower right")
     figure.axes[0].set_ylabel("accuracy (%)")
     header = [
         "network",

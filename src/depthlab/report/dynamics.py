@@ -38,6 +38,8 @@ def gamma_by_depth(given: Given) -> Drawn:
         axis.grid(alpha=0.25, lw=0.6, which="both")
     plain.set(ylim=(0, None), xlim=(0, None))
     log.set(xscale="log", yscale="log")
+    log.set_xticks(ticks := sorted(set(d)), labels=[f"{tick:g}" for tick in ticks])
+    log.minorticks_off()
     if len(set(d)) > 1:
         slope, level = np.polyfit(np.log(d), np.log(gamma), 1)
         one = np.exp(np.mean(np.log(gamma * d)))
