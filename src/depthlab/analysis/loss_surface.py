@@ -81,7 +81,9 @@ def loss_surface(
     arrays: dict[str, np.ndarray] = {}
     if directions == "pca":
         vectors, axes = along_path(net, folder, layout, theta, arrays)
-        about |= {"explained_1": float(arrays["explained"][0]), "explained_2": float(arrays["explained"][1])}
+        shares = arrays["explained"]
+        about |= {f"explained_{k + 1}": float(share) for k, share in enumerate(shares[:2])}
+        about |= {"explained": float(shares[:2].sum()), "explained_random": random_share(net, seed, folder, arrays)}
     else:
         vectors = [random_direction(net, seed, draw).to(device) for draw in range(dimensions)]
         if directions == "between":
@@ -165,6 +167,14 @@ def along_path(
         low, high = min(c.min(), 0.0), max(c.max(), 0.0)
         axes.append((low - 0.1 * (high - low), high + 0.1 * (high - low)))
     return [torch.from_numpy(c).to(theta) for c in plane.components], axes
+
+
+def random_share(net: nn.Module, seed: int, folder: Path, arrays: dict[str, np.ndarray]) -> float:
+    """Of the path's variance, what two random directions hold."""
+    basis, _ = np.linalg.qr(np.stack([random_direction(net, seed, draw).double().numpy() for draw in (0, 1)], axis=1))
+    shadow = np.stack([row.astype(np.float64) @ basis for row in stored(folder, net).values()])
+    whole = arrays["path"][:, 0].var() / arrays["explained"][0]
+    return float(shadow.var(axis=0).sum() / whole)
 
 
 def angles(
