@@ -210,6 +210,24 @@ def test_times_of_two_machines_are_not_averaged(report, experiment):
     assert ratios(experiment, tabulate(experiment, records)[0])[0]["seconds"] == {"H200": (30.0, 10.0)}
 
 
+def test_a_grown_networks_epoch_is_its_mean_one(report, experiment):
+    """Its median epoch is one of the middle depth; seconds of the processor are compared, too."""
+
+    def timed(cpu, depth, **of):
+        one = record(device="cpu", hardware="EPYC", **of)
+        one["curves"] |= {"cpu_seconds": [cpu] * 164, "depth": depth}
+        return one | {"train_seconds": 164 * 25.0}
+
+    grown = timed(8.0, [14] * 82 + [26] * 82, arch="resnet110", seconds_per_epoch=7.0)
+    records = [grown, timed(2.0, [26] * 164, seconds_per_epoch=10.0)]
+    _, page, *_ = report(*records)
+    found = ratios(experiment, tabulate(experiment, records)[0])[0]
+    assert found["seconds"] == {"EPYC, 1 thread": (25.0, 10.0)}
+    assert found["cpu_seconds"] == {"EPYC, 1 thread": (8.0, 2.0)}
+    assert "ours 2.50 (25 s / 10 s, EPYC, 1 thread); of the processor 4.00 (EPYC, 1 thread); training" in page
+    assert line(page, "ResNet-110", "SGD")[7] == "25"
+
+
 def test_records_that_cannot_be_read_are_named(report, tmp_path):
     runs = tmp_path / "runs"
     for name, content in {

@@ -84,7 +84,7 @@ def time_saved(given: Given, growths: list[int], at: list[int], epochs: int, arc
 def accuracies(given: Given, shown: Sequence[str] = ("train", "test"), panel: str = "data") -> Drawn:
     """Accuracy over epochs, a panel per value of one axis: train dashed, test solid; growth dotted.
 
-    Of several seeds the mean and its 95 % confidence interval.
+    Of several seeds the mean and its 95 % confidence interval, below five their range.
     """
     if not given.rows:
         return Drawn()
@@ -194,18 +194,25 @@ def by(axis: str, rows: Iterable[Row]) -> dict[Any, list[Row]]:
 
 def rest(given: Given, row: Row, panel: str) -> str:
     """The cell's name without the panel's axis."""
-    return given.experiment.name_of({axis: value for axis, value in row.cell.items() if axis != panel})
+    name = given.experiment.name_of({axis: value for axis, value in row.cell.items() if axis != panel})
+    return " ".join(name.split())
 
 
 def band(axis: Any, curves: list[list[float]], label: str, colour: str, dashed: bool) -> None:
-    """Mean over runs and, of several, its 95 % confidence interval (Student's t); x = epochs completed."""
+    """Mean over runs; of five or more its 95 % confidence interval (Student's t), of fewer their range.
+
+    x = epochs completed.
+    """
     from scipy.stats import t
 
     n, at = len(curves), [[v for v in values if v is not None] for values in zip(*curves, strict=False)]
     x = range(1, len(at) + 1)
     mean = [fmean(values) for values in at]
-    axis.plot(x, mean, color=colour, lw=1.2, ls="--" if dashed else "-", label=label + (f" (n = {n})" if n > 1 else ""))
+    said = f" (n = {n}, {'95 %' if n >= 5 else 'range'})" if n > 1 else ""
+    axis.plot(x, mean, color=colour, lw=1.2, ls="--" if dashed else "-", label=label + said)
     if n > 1:
         half = [t.isf(0.025, n - 1) * stdev(values) / n**0.5 for values in at]
-        low, high = [m - h for m, h in zip(mean, half)], [m + h for m, h in zip(mean, half)]
+        low, high = ([m + sign * h for m, h in zip(mean, half)] for sign in (-1, 1))
+        if n < 5:
+            low, high = ([f(values) for values in at] for f in (min, max))
         axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from depthlab.problem import Problem
@@ -16,7 +17,17 @@ from depthlab.report import claims, figures
 from depthlab.report.claims import Verdict
 from depthlab.report.experiments import Experiment
 from depthlab.report.given import Drawn, Given, Notes, draw
-from depthlab.report.tables import Block, Row, cell_key, hardware, ratios, summary, tabulate, training_flops
+from depthlab.report.tables import (
+    Block,
+    Row,
+    cell_key,
+    hardware,
+    ratios,
+    seconds_per_epoch,
+    summary,
+    tabulate,
+    training_flops,
+)  # fmt: skip
 
 KINDS = (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.INCONCLUSIVE, claims.NOT_RUN)
 YEAR = re.compile(r".*?(?:\b(?:19|20)\d\d\.|$)", re.DOTALL)
@@ -279,8 +290,8 @@ def ours(experiment: Experiment, row: Row) -> str:
 def seconds(row: Row) -> list[tuple[str, float]]:
     """Seconds per epoch on each machine, in the order of the machines' names: times of two machines have no mean."""
     machines = sorted({hardware(r) for r in row.finished})
-    means = [(m, summary(row.values("seconds_per_epoch", lambda r, m=m: hardware(r) == m))[0]) for m in machines]
-    return [(machine, mean) for machine, mean in means if mean is not None]
+    found = {m: [s for r in row.finished if hardware(r) == m and (s := seconds_per_epoch(r))] for m in machines}
+    return [(machine, fmean(values)) for machine, values in found.items() if values]
 
 
 def closing(experiment: Experiment, block: Block) -> list[str]:
@@ -291,6 +302,7 @@ def closing(experiment: Experiment, block: Block) -> list[str]:
         parts += [
             f"ours {of / over:.2f} ({of:.3g} s / {over:.3g} s, {m})" for m, (of, over) in ratio["seconds"].items()
         ]
+        parts += [f"of the processor {of / over:.2f} ({m})" for m, (of, over) in ratio["cpu_seconds"].items()]
         parts += [] if ratio["seconds"] else ["ours not measured on one machine"]
         parts += [f"training FLOPs {ratio['flops']:.2f}"] if ratio["flops"] else []
         lines.append(f"Seconds per epoch, {ratio['name']}: {'; '.join(parts)}.")

@@ -185,6 +185,18 @@ def hardware(record: Record) -> str:
     return ", ".join([str(record.get("hardware") or record.get("device") or "unknown hardware"), *used])
 
 
+def seconds_per_epoch(record: Record) -> float | None:
+    """The median epoch; of a network that grew the mean one, for its median is an epoch of the middle depth."""
+    grew = len(set(record["curves"].get("depth") or [])) > 1
+    return record["train_seconds"] / record["epochs"] if grew else record.get("seconds_per_epoch")
+
+
+def cpu_seconds_per_epoch(record: Record) -> float | None:
+    """Of the processor, which other processes on the machine do not lengthen; None of another device."""
+    found = record["curves"].get("cpu_seconds") if record.get("device") == "cpu" else None
+    return fmean(found) if found else None
+
+
 def training_flops(record: Record) -> float | None:
     """FLOPs of the whole run, forward and backward: per image x batch x steps. None where the record cannot tell."""
     config = record.get("config") or {}
@@ -194,7 +206,8 @@ def training_flops(record: Record) -> float | None:
 
 
 def ratios(experiment: Experiment, block: Block) -> list[dict[str, Any]]:
-    """`paper.ratios`: seconds per epoch on each machine that ran both sides, and training FLOPs per image."""
+    """`paper.ratios`: seconds per epoch, of clock and processor, on each machine that ran both sides; training FLOPs
+    per image."""
     out = []
     for ask in experiment.paper.get("ratios") or []:
         sides = [[row for row in block.rows if agrees(ask[side], row.cell)] for side in ("of", "over")]
@@ -206,16 +219,16 @@ def ratios(experiment: Experiment, block: Block) -> list[dict[str, Any]]:
             "paper": fmean(paper[0]) / fmean(paper[1]) if block.own_data and all(paper) else None,
             "flops": None,
             "seconds": {},
+            "cpu_seconds": {},
         }
         flops = [[v for row in rows for v in row.values("flops_per_image")] for rows in sides]
         if all(flops):
             entry["flops"] = fmean(flops[0]) / fmean(flops[1])
         for machine in block.hardware:
-            on = [
-                [v for row in rows for v in row.values("seconds_per_epoch", lambda r, m=machine: hardware(r) == m)]
-                for rows in sides
-            ]
-            if all(on):
-                entry["seconds"][machine] = (fmean(on[0]), fmean(on[1]))
+            for key, of in (("seconds", seconds_per_epoch), ("cpu_seconds", cpu_seconds_per_epoch)):
+                runs = [[r for row in rows for r in row.finished if hardware(r) == machine] for rows in sides]
+                on = [[value for r in side if (value := of(r)) is not None] for side in runs]
+                if all(on):
+                    entry[key][machine] = (fmean(on[0]), fmean(on[1]))
         out.append(entry)
     return out
