@@ -2,18 +2,23 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from configuration import problems, resolve
+from conftest import ROOT, TINY
 from depthlab import Classifier
 from depthlab.architectures import DominantNet, MultilevelResNet, Plain11, ResNet, SimpleNet
 from depthlab.classifier import penalty
 from depthlab.equivalence import T, id_entries, identity_kernels, plain, residual
 from depthlab.growth import grow
 from depthlab.problem import Problem
+from train import train as train_a_run
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (3, 5), (1, 7)])
@@ -130,6 +135,28 @@ def test_equivalent_training(start, clip):
     assert p.penalty() == pytest.approx(r.penalty(), rel=1e-12)
     wrong = train(plain(start), clip, weight_decay=wd)
     assert 1e-8 < distance(wrong.net, r.net) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:The number of training batches", "ignore:.*LeafSpec")
+def test_runs_of_one_seed_are_equivalent(data_dir, tmp_path):
+    """Table 2's pairs as src/train.py makes them: same start, same augmented batches, same losses at every step."""
+    tiny = [option for option in TINY if not option.startswith(("arch=", "augment="))]
+    tiny += [f"data_dir={data_dir}", f"runs_dir={tmp_path}", "budget=0.01", "data.batch_size=16", "augment=crop"]
+    results, losses = [], []
+    for arch in ("simple_residual", "simple_transferred"):
+        options = [*tiny, f"arch={arch}", "optim=yu2019", "sched=yu2019", "trainer.precision=64-true", "seed=5"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = resolve(compose("train", options))
+        assert problems(config) == []
+        results.append(train_a_run(config))
+        losses.append(np.load(tmp_path / results[-1]["name"] / "losses.npy"))
+    r, p = results
+    assert len(losses[0]) == 8
+    assert len(set(losses[0])) == 8
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-13)
+    assert r["penalty"] == pytest.approx(p["penalty"], rel=1e-10)
+    assert r["penalty"] < 5e-5  # the 44 ones of T(r) alone would have 1.4e-4
+    assert r["test_error"] == p["test_error"]
 
 
 def test_penalty_by_hand(start):

@@ -72,7 +72,7 @@ def costs(given: Given) -> Drawn:
         mine = {
             "train_loss": summary(row.values("train_loss"))[0],
             "cost": fmean(found) if (found := [c for r in row.finished if (c := cost(r)) is not None]) else None,
-            "error": (summary(row.values("test_error"))[0] or 0) / 100,
+            "error": summary(row.values("test_error"))[0] / 100,
         }
         published = given.experiment.published(row.cell) if paper else {}
         theirs = {key: published.get(key) for key in ("train_loss", "cost")}
