@@ -111,10 +111,10 @@ def test_corrected_form_is_the_probability_with_an_open_path():
 
 
 def test_all_sweeps_and_figures():
-    out = trivial(draws=200, progress=False)
+    out = trivial(draws=200)
     assert len(out.arrays["sweep"]) == sum(map(len, SWEEPS.values())) == 57
     assert (out.arrays["cut"] >= 0).all()
-    again = trivial(draws=200, progress=False)
+    again = trivial(draws=200)
     assert all((out.arrays[key] == again.arrays[key]).all() for key in out.arrays)
     for drawn in (figure({"": out}), figure_phi()):
         assert drawing.png(drawn).startswith(b"\x89PNG")

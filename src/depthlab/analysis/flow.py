@@ -12,8 +12,8 @@ r_i is a mean of ratios that have no finite mean, so that sigma grows with the n
   sigma_sums     r_i = sum_p |Theta_iip| / sum_p |G_ip - Theta_iip|
   sigma_entries  fraction of the entries whose own ratio is > 1
 l = 1..L-1; the last is trivially 1, because pooling is per channel (the paper's range ends at L-2).
-Cost      some 29 forward passes' arithmetic per image: 128 images at depth 20, 32, 44 about 3, 4, 6 s of a core; memory:
-          one forward pass with its graph, and the gradients of all activations, for a batch.
+Cost      some 29 forward passes' arithmetic per image: 128 images at depth 20, 32, 44 about 3, 4, 6 s of a core;
+          memory: one forward pass with its graph, and the gradients of all activations, for a batch.
 BatchNorm makes images depend on each other; its statistics are constants here: the batch's, or the running ones.
 """
 

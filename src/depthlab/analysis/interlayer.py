@@ -13,8 +13,8 @@ BatchNorm
            identity's alone. Only `running` compares networks.
   the same in the layers before, so that x is what reaches the block.
 In double precision where the device has it: J x in `batch` is a difference of equal numbers.
-Cost     block 5 of depth 20 (n = 8192): Hutchinson, 256 images, both ways, 12 s of a core; exact, 8192 backward passes of
-         the block, 3 s per image and way: take few. Memory: a few activations of the block for a batch.
+Cost     block 5 of depth 20 (n = 8192): Hutchinson, 256 images, both ways, 12 s of a core; exact, 8192 backward passes
+         of the block, 3 s per image and way: take few. Memory: a few activations of the block for a batch.
 """
 
 import copy

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from depthlab.analysis import Result
+from depthlab.analysis.inside import progress
 from depthlab.problem import Problem
 
 BASE = {"n": 20, "layer": 5, "sigma_A": 0.01, "sigma_V": 0.1, "p": 0.9, "epsilon": 0.1, "L": 10}
@@ -106,20 +107,18 @@ def simulate(
     return dominant / draws, through / draws
 
 
-def trivial(draws: int = 100_000, seed: int = 0, progress: bool = True) -> Result:
+def trivial(draws: int = 100_000, seed: int = 0) -> Result:
     """All six sweeps. Arrays over their points: `sweep`, `value`, `residual`, `plain`, `cut` (what of `residual` has
     a closed gate on its own path) and each of `FORMS`; the standard error of a simulated x is sqrt(x (1 - x) / draws).
 
     Raises:
         Problem: fewer than 1 draw.
     """
-    from tqdm import tqdm
-
     if draws < 1:
         raise Problem(f"analysis.draws must be >= 1, got {draws}")
     points = [(key, value) for key, values in SWEEPS.items() for value in values]
     rows: dict[str, list[Any]] = {key: [] for key in ("sweep", "value", "residual", "plain", "cut", *FORMS)}
-    for number, (key, value) in enumerate(tqdm(points, "trivial case", disable=not progress, leave=False)):
+    for number, (key, value) in enumerate(progress(points, "trivial case")):
         at = BASE | {key: value}
         random = np.random.default_rng([seed, number])  # a point's numbers do not depend on the other points
         residual, through = simulate(draws, random, True, **at)
