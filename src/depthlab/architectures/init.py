@@ -10,7 +10,7 @@ xavier            N(0, 2 / (fan_in + fan_out))        Glorot & Bengio 2010, for 
 orthogonal        rows, or columns, of a random orthogonal matrix (Saxe et al. 2014)
 normal            N(0, .01^2)                         Krizhevsky et al. 2012, whatever the layer's size
 kwi               N(0, 2 / fan_in)                    Yu & Tomasi 2019, eq. 3: He et al. 2015
-hmwi              N(0, 1 / S^2)                       ib. eq. 4, "Hartz-Ma" (Hardt & Ma 2017); S = fan_out, or fan_in (`fan`)
+hmwi              N(0, 1 / S^2)                       ib. eq. 4, "Hartz-Ma", after Hardt & Ma 2017; S: `fan`
 kwi and hmwi leave the fully connected layer at torch's default U(+-sqrt(1 / fan_in)), bias too, as the paper's initial
 losses and weight penalties show (Table 4). The text says S = fan_in, but Tables 3 and 4 need fan_out: the weight
 penalties are 2.01e-6, 2.56e-6, 3.12e-6 at depths 20, 32, 44; fan_out has 2.05, 2.57, 3.09, fan_in 2.40, 2.92, 3.44.
