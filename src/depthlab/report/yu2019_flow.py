@@ -135,8 +135,13 @@ def mean_during(record: Record, key: str) -> float | None:
 
 
 @lru_cache(1)
-def simulated(draws: int = 100_000) -> Result:
+def run(draws: int) -> Result:
     return case.trivial(draws)
+
+
+def simulated(draws: int = 100_000) -> Result:
+    """Once per process: `lru_cache` would take a default and the same number for two things."""
+    return run(draws)
 
 
 def trivial_case(given: Given, draws: int = 100_000) -> Drawn:

@@ -19,8 +19,8 @@ from depthlab.report.yu2019 import PLAIN, RESIDUAL, depth, four
 from depthlab.report.yu2019_start import drawn
 
 STATISTICS = {
-    "mean": "mean", "std": "standard deviation", "mass": "mass of all", "mass_large": "mass of |w| >= .25",
-    "mass_id": "mass of ID entries", "id_share": "ID entries' share of |w| >= .25", "above_07": "entries above .7",
+    "mean": "mean", "std": "standard deviation", "mass": "mass of all", "mass_large": "mass of weights >= .25",
+    "mass_id": "mass of ID entries", "id_share": "ID entries' share of weights >= .25", "above_07": "entries above .7",
     "id_mode": "mode of the ID entries",
 }  # fmt: skip
 
