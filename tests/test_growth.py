@@ -338,6 +338,28 @@ def test_compiled_anew_once_per_cycle(kind, epochs, expected):
     assert compiled == expected
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_compiled_by_inductor_trains_the_same():
+    """The real compiler, once per cycle; the losses are those without it."""
+    inductor, compiled, losses = torch._dynamo.lookup_backend("inductor"), [], {}
+
+    def backend(graph, inputs):
+        compiled.append(sum("conv2d" in str(node.target) for node in graph.graph.nodes))
+        return inductor(graph, inputs)
+
+    for way in ("eager", "inductor"):
+        model = classifier()
+        if way == "inductor":
+            model.net.compile(backend=backend, fullgraph=True)
+        run = trainer(max_epochs=3, limit_val_batches=0)
+        run.fit(model, *images())
+        losses[way] = run.callback_metrics["train/loss"].item()
+        assert growth.depth(model.net) == (4, 4, 4)
+    assert compiled == [13, 25]
+    assert losses["inductor"] == pytest.approx(losses["eager"], rel=1e-3)
+
+
 def test_growth_goes_with_any_schedule():
     model = Classifier(network())
     run = Trainer(
