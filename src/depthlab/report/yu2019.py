@@ -209,7 +209,7 @@ def divergence(given: Given) -> Drawn:
                 label = f"{given.experiment.name_of(row.cell)}, seed {a['seed']}"
                 left.plot(x, y[:n], color=shade, ls=style, lw=0.8, label=label)
             right.plot(x, np.maximum(difference, 1e-17), lw=0.8, label=f"depth {depth(one)}, seed {a['seed']}")
-            first = {f"first_{k}": difference[:k].max() for k in (20, 100, 1000)}
+            first = {f"first_{k}": difference[:k].max() if k <= n else None for k in (20, 100, 1000)}
             rows.append({"depth": depth(one), "seed": a["seed"], "steps": n, **first, "largest": difference.max()})
     if not rows:
         return Drawn(lines=lines)
@@ -218,7 +218,7 @@ def divergence(given: Given) -> Drawn:
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=7)
     header = ["depth", "seed", "steps", "first 20", "first 100", "first 1000", "all"]
-    printed = [[f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    printed = [["" if v is None else f"{v:.1e}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
     table = Table("Largest difference of L", header, printed, rows)
     return Drawn({"": figure}, {"divergence": table}, lines)
 
