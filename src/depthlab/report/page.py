@@ -34,7 +34,7 @@ YEAR = re.compile(r".*?(?:\b(?:19|20)\d\d\.|$)", re.DOTALL)
 METRICS = {
     "test_error": "error %", "test_loss": "test loss", "train_error": "training error %", "train_loss": "training loss"
 }  # fmt: skip
-DIGITS = {"test_loss": 4, "train_loss": 4, "parameters": 0}  # behind the point; 2 of the others
+DIGITS = {"test_loss": 4, "train_loss": 4, "parameters": 0, "steps": 0}  # behind the point; 2 of the others
 LEGEND = {
     "†": "† not the recipe's full length: the budget scales every epoch count",
     "‡": "‡ reduced precision",
