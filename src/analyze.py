@@ -8,19 +8,16 @@ is not measured again. Several runs are drawn together, too. A run broken off is
 """
 
 import json
-import os
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from command_line import answering
 from depthlab.problem import Problem
 
 NO_NUMBERS = ("_target_", "figure", "extra", "check", "workers")  # of an analysis: other options change what comes out
@@ -224,28 +221,16 @@ def run(config: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> None:
     from configuration import resolve
 
-    try:
-        run(resolve(cfg))
-    except (Problem, OSError) as problem:  # here, before Hydra adds words of its own
-        sys.exit(refuse(problem))
-
-
-def refuse(message: object) -> int:
-    print(f"analyze.py: {message}", file=sys.stderr)
-    return 2
+    with answering("analyze.py"):
+        try:
+            run(resolve(cfg))
+        except OSError as error:
+            raise Problem(str(error)) from error
 
 
 def cli() -> None:
-    """`main`, with every refusal in one line and exit code 2."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    try:
+    with answering("analyze.py"):
         main()
-    except Problem as problem:
-        sys.exit(refuse(problem))
-    except (HydraException, OmegaConfBaseException) as error:
-        from configuration import explain
-
-        sys.exit(refuse(explain(error)))
 
 
 if __name__ == "__main__":

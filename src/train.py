@@ -12,7 +12,6 @@ import logging
 import os
 import subprocess
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from command_line import answering
 from depthlab.problem import Problem
 from hydra_plugins.process_launcher import BUSY, run_job
 
@@ -291,44 +289,18 @@ def main(cfg: DictConfig) -> None:
     elif cfg.paper is not None and not HydraConfig.get().sweeper.params:  # an experiment without runs
         code = subprocess.call([sys.executable, str(Path(__file__).with_name("report.py")), cfg.study])
     else:
-        try:
+        with answering("train.py"):
             code = run(checked(cfg))
-        except Problem as problem:  # here, before Hydra adds words of its own
-            code = refuse(problem)
     if code:
         sys.exit(code)
 
 
-def refuse(message: object) -> int:
-    print(f"train.py: {message}", file=sys.stderr)
-    return 2
-
-
 def cli() -> None:
-    """`main`, with every refusal in one line and exit code 2."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     if "-m" in sys.argv[2:]:  # argparse wants it before the overrides
         sys.argv.remove("-m")
         sys.argv.insert(1, "-m")
-    try:
+    with answering("train.py"):
         main()
-    except Problem as problem:
-        sys.exit(refuse(problem))
-    except (HydraException, OmegaConfBaseException) as error:
-        from configuration import explain
-
-        sys.exit(refuse(explain(error)))
-    except BrokenPipeError:  # --help | head
-        sys.exit(141)
-    except KeyboardInterrupt:  # before or after the fit, which answers itself
-        print("train.py: stopped", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        frames = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
-        if "basic_sweeper.py" not in frames or "process_launcher.py" in frames:
-            raise
-        # Hydra makes its sweep folder before we can look at runs_dir
-        sys.exit(refuse(f"{error.filename}: cannot be written ({error.strerror}); set runs_dir to another folder"))
 
 
 if __name__ == "__main__":

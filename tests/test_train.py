@@ -108,6 +108,7 @@ def test_divergence_is_a_result(cli, tmp_path):
     ("arguments", "said"),
     [
         (["arch=resnet10"], "arch=resnet10: there is no such arch; did you mean"),
+        (["data=null"], "takes a name, not null"),
         (["sched.lr_maxx=1"], "sched.lr_maxx: no such key"),
         (["-m", "seed=0,1", "sched=sgdr", "sched.lr_max=0"], "sched.lr_max must be > lr_min, got 0"),
         (["-m", "arch=resnet20,resnet10"], "arch=resnet10: there is no such arch"),
