@@ -24,7 +24,7 @@ from depthlab.analysis.directions import Layout
 from depthlab.analysis.evaluator import Evaluator, Resident
 from depthlab.analysis.grid import Plane, evaluate
 from depthlab.analysis.inside import progress
-from depthlab.analysis.surface_figures import Scale, contour, heat
+from depthlab.analysis.surface_figures import MAP, Scale
 from depthlab.analysis.trajectory import principal_plane
 from depthlab.problem import Problem
 
@@ -172,10 +172,12 @@ def figure(results: Mapping[str, Result]) -> Any:
     left, middle, right = drawing.subplots(1, 3)
     some = next(iter(results.values()))
     if "x" in some.arrays:
+        x, y, loss = (some.arrays[key] for key in ("x", "y", "loss"))
         scale = Scale.of({"": some})
-        drawing.colorbar(heat(left, Result({}, {k: some.arrays[k] for k in ("x", "y", "loss")}), scale), ax=left)
-        contour(left, Result({}, {k: some.arrays[k] for k in ("x", "y", "loss")}), scale, labels=False)
-        left.set_title(f"loss; the plane has {100 * some.scalars['explained']:.0f} % of the variance", fontsize=9)
+        heat = left.pcolormesh(x, y, scale.clean(loss).T, cmap=MAP, norm=scale.norm, shading="gouraud", rasterized=True)
+        left.contour(x, y, scale.clean(loss).T, levels=scale.levels, colors="white", linewidths=0.4, alpha=0.6)
+        drawing.colorbar(heat, ax=left, label="loss")
+        left.set_title(f"the plane has {100 * some.scalars['explained']:.0f} % of the variance", fontsize=9)
     for (name, result), colour in zip(results.items(), COLOURS * len(results)):
         if "path" in result.arrays:
             (a, b), (c, d) = result.arrays["path"]
@@ -185,10 +187,11 @@ def figure(results: Mapping[str, Result]) -> Any:
         losses = result.arrays["line"]
         middle.plot(np.linspace(0, 1, len(losses)), losses, color=colour, marker=".", lw=1, label=name)
     left.set(xlabel="first principal component", ylabel="second")
-    middle.set(xlabel="from start (0) to end (1)", ylabel="loss", yscale="log")
+    middle.set(xlabel="from start (0) to end (1)", ylabel="loss", ylim=(0, None))
     if len(results) <= 12:
         middle.legend(frameon=False, fontsize=6)
     shown = right.imshow(np.stack([result.arrays["distances"] for result in results.values()]), cmap="viridis")
     drawing.colorbar(shown, ax=right, label="distance between minima")
-    right.set(xlabel="run", ylabel="run")
+    numbers = range(0, len(results), max(1, len(results) // 12))
+    right.set(xlabel="run", ylabel="run", xticks=numbers, yticks=numbers)
     return drawing
