@@ -82,7 +82,7 @@ def figure(results: Mapping[str, Result]) -> Any:
     """Fig. 3 for each denominator; below, the median of every layer."""
     from depthlab.analysis.drawing import COLOURS, canvas
 
-    titles = {"own": "||A without identity||, the paper's", "full": "||A as it acts||"}
+    titles = {"own": "the norm of the network's own weights (the paper's)", "full": "the norm of A as it acts"}
     drawing = canvas(9.6, 6.4)
     for (top, bottom), (key, title) in zip(drawing.subplots(2, 2).T, titles.items()):
         for (name, result), colour in zip(results.items(), COLOURS * len(results)):
