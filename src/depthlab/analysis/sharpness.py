@@ -156,9 +156,12 @@ def figure(results: Mapping[str, Result]) -> Any:
     from depthlab.analysis.drawing import COLOURS, canvas
 
     maps = {name: r for name, r in results.items() if "curvature" in r.arrays}
-    columns = 1 + len(maps)
-    drawing = canvas(4.6 * columns, 4.2)
-    first, *rest = drawing.subplots(1, columns, squeeze=False)[0]
+    columns = min(1 + len(maps), 4)
+    rows = -(-(1 + len(maps)) // columns)
+    drawing = canvas(max(6.4, 4.4 * columns), 4.2 * rows + 0.2 * len(results))
+    first, *rest = drawing.subplots(rows, columns, squeeze=False).ravel()
+    for axis in rest[len(maps) :]:
+        axis.set_axis_off()
     for (name, result), colour in zip(results.items(), COLOURS * len(results)):
         of = result.scalars
         label = name
@@ -170,8 +173,11 @@ def figure(results: Mapping[str, Result]) -> Any:
             first.errorbar(rho, rise.mean(0), spread, marker="o", ms=4, lw=1, capsize=3, color=colour, label=label)
         else:
             first.plot([], [], color=colour, label=label)
-    first.set(xlabel=r"$\rho$", ylabel=r"$S_\rho$: rise of the loss, mean and std over directions", xlim=(0, None))
-    first.legend(frameon=False, fontsize=7)
+    means = [r.arrays["rise"].mean(0) for r in results.values() if "rise" in r.arrays]
+    if means and 0 < np.min(means) < np.max(means) / 30:
+        first.set_yscale("log")
+    first.set(xlabel=r"$\rho$", ylabel=r"$S_\rho$: rise of the loss, mean and std", xlim=(0, None))
+    drawing.legend(loc="outside lower center", frameon=False, fontsize=8)
     limit = max((float(np.nanmax(np.abs(r.arrays["curvature"]), initial=0)) for r in maps.values()), default=0) or 1.0
     for axis, (name, result) in zip(rest, maps.items()):
         from matplotlib.colors import SymLogNorm
