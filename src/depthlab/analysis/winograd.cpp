@@ -57,6 +57,7 @@ static inline void input(At at, float* to, n64 apart) {
 template <int R, int W>
 static inline void multiply(const float* v, const float* u, float* m, n64 C, n64 K) {
     vec acc[R][W] = {};
+#pragma GCC unroll 8
     for (n64 c = 0; c < C; c++) {
         vec w[W];
         for (int j = 0; j < W; j++) w[j] = load(u + (j * C + c) * 16);
@@ -81,8 +82,8 @@ static void multiply_all(const float* v, const float* u, float* m, n64 rows, n64
 extern "C" void depthlab_winograd(const float* x, const float* u, const float* bias, const float* other, float* y,
                                   n64 N, n64 H, n64 W, n64 C, n64 K, int relu, int threads) {
     const n64 th = (H + 3) / 4, tw = (W + 3) / 4, tiles = N * th * tw;
-    // transformed tiles of a block stay in the second-level cache; u of many channels does not and wants long blocks
-    const n64 T = std::min<n64>(tiles, std::max<n64>(C / 2, (256 << 10) / (36 * 4 * (C + K))));
+    // a block's transformed tiles stay in the second-level cache; u of many channels does not and wants long blocks
+    const n64 T = std::min<n64>(tiles, C <= 64 ? 24 : C / 2);
     const n64 blocks = (tiles + T - 1) / T;
 #pragma omp parallel num_threads(threads)
     {
