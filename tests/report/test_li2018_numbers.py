@@ -67,6 +67,7 @@ def test_sharpness(runs):
     measured = {row["seed"]: row["S_0_5"] for row in out.tables["sharpness"].rows if row["arch"] == "resnet20_noshort"}
     kept = {r["seed"]: r["analyses"]["sharpness"]["S_0_5"] for r in records if r["arch"] == "resnet20_noshort"}
     assert measured == kept
+    assert "sharpness" in drawn("fig5", runs)[0].figures
 
 
 def test_initialisation(runs):

@@ -31,7 +31,7 @@ SHOWN = ("S_0_5", "S_1", "flat", "non_convex", "lambda_max", "ratio")
 
 
 def has_shortcuts(record: Record) -> bool:
-    return record["config"]["arch"].get("shortcut") != "none"
+    return record["config"]["arch"].get("shortcut", "none") != "none"
 
 
 def colour(record: Record) -> str:

@@ -12,6 +12,7 @@ from depthlab.analysis import Result
 from depthlab.analysis.drawing import canvas
 from depthlab.analysis.surface_figures import Scale, lines, side_by_side
 from depthlab.report.given import Drawn, Given, Table
+from depthlab.report.li2018_numbers import sharpness
 
 Cell = dict[str, Any]
 ANGLES = {"step_normal": "contour normal, in the plane", "step_gradient": "minus gradient"}
@@ -20,7 +21,14 @@ TITLES = {
     "loss_trajectory": "Paths: shares of their variance; median angle of steps to normal and gradient, degrees",
 }
 COLUMNS = {  # scalar of the analysis -> column
-    "loss_surface": {"loss_center": "loss", "loss_max": "largest", "finite": "finite", "cosine": "cosine"},
+    "loss_surface": {
+        "loss_center": "loss",
+        "loss_max": "largest",
+        "finite": "finite",
+        "cosine": "cosine",
+        "flat": "flat area",
+        "non_convex": "non-convex",
+    },
     "loss_trajectory": {
         "loss_center": "loss",
         "explained": "2 PCs",
@@ -47,7 +55,7 @@ def panels(given: Given, cells: list[list[Cell]], analysis: str = "loss_surface"
         if key not in found:
             found[key], errors[key] = result, record["test_error"]
     if not found:
-        return Drawn(lines=given.unmeasured(analysis))
+        return with_sharpness(given, Drawn(lines=given.unmeasured(analysis)))
     layout, captions = [], {}
     for members in cells:
         layout.append([])
@@ -66,7 +74,16 @@ def panels(given: Given, cells: list[list[Cell]], analysis: str = "loss_surface"
     figures["profile"] = profiles(wanted, {key: captions[key].split("\n")[0] for key in wanted})
     if analysis == "loss_trajectory":
         figures["angles"] = angles(wanted, layout, captions)
-    return Drawn(figures, {"surfaces": numbers(given, analysis)}, given.unmeasured(analysis))
+    drawn = Drawn(figures, {"surfaces": numbers(given, analysis)}, given.unmeasured(analysis))
+    return with_sharpness(given, drawn)
+
+
+def with_sharpness(given: Given, drawn: Drawn) -> Drawn:
+    """Sharpness against test error as well, where runs have been measured so (analysis=sharpness)."""
+    if not given.measured("sharpness"):
+        return drawn
+    more = sharpness(given)
+    return Drawn(drawn.figures | more.figures, drawn.tables | more.tables, drawn.lines + more.lines)
 
 
 def profiles(results: dict[str, Result], names: dict[str, str]) -> Any:
