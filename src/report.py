@@ -22,7 +22,7 @@ from typing import Any
 
 from depthlab.problem import Problem
 from depthlab.report import Experiment, gather, load_experiment, read_records, write
-from depthlab.report.recipes import Expected, Recipes, fingerprint
+from depthlab.report.recipes import Expected, Recipes, fingerprint, kept
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
     parser.add_argument("--format", metavar="html,md,csv", help="what to write; default: all that can be")
     parser.add_argument("--missing", action="store_true", help="write nothing; print what is still to be run")
+    parser.add_argument("--ran", action="store_true", help="write the files of experiments with results only")
     parser.add_argument("--verdicts", nargs="+", type=Path, default=[], metavar="FILE",
                         help="Markdown files in which the tables of verdicts are to be renewed")  # fmt: skip
     args = parser.parse_args(argv)
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             raise Problem(f"--runs {' '.join(map(str, args.runs))}: there is no such folder")
         records, problems = read_records(args.runs)
         key = fingerprint([CONF, ROOT / "src", ROOT / "callbacks"])
-        recipes = Recipes(compose, build, args.out / ".recipes.json", key)
+        recipes = Recipes(compose, build, args.out / ".kept/recipes.json", key)
         if args.missing:
             print(missing(experiments, records, recipes), end="")
         else:
@@ -66,7 +67,9 @@ def report_all(
     problems: list[str], recipes: Recipes,
 ) -> None:  # fmt: skip
     """Every experiment's files and lines, then what holds all of them."""
-    one = partial(report_one, records=records, problems=problems, recipes=recipes, out=args.out, formats=formats)
+    one = partial(
+        report_one, records=records, problems=problems, recipes=recipes, out=args.out, formats=formats, ran=args.ran
+    )
     views = []
     for view in in_two_processes(one, experiments, enough=4 if len(records) > 1000 else 8):
         few = len(experiments) <= FEW
@@ -90,7 +93,7 @@ def report_all(
 
 def report_one(
     experiment: Experiment, records: list[dict[str, Any]], problems: list[str], recipes: Recipes, out: Path,
-    formats: Sequence[str],
+    formats: Sequence[str], ran: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """One experiment's files, and what the page and the tables of verdicts need of it: nothing that holds records."""
     from depthlab.report.text import overview, summary
@@ -98,10 +101,13 @@ def report_one(
     before = set(recipes.found)
     expected = Expected(recipes, experiment) if experiment.runs else None
     left_out = problems if experiment.runs else []
-    page = gather(experiment, records, left_out, expected, partial(compose, experiment), build)
+    make = partial(gather, experiment, records, left_out, expected, partial(compose, experiment), build)
+    page = (
+        make() if experiment.runs else kept(out / f".kept/{experiment.id}.pickle", recipes.key + images_at_hand(), make)
+    )
     for row in {id(row): row for verdict in page.verdicts for row in verdict.missing}.values():
         page.set_cost(row, recipes.cost(experiment, row.cell).get("flops"))
-    text, files = write(page, out, formats)
+    text, files = write(page, out, [] if ran and experiment.runs and not page.records else formats)
     view = summary(page) | {"text": text, "files": files, "line": overview(page)}
     if "html" in formats:
         from depthlab.report import html
@@ -135,6 +141,12 @@ def in_two_processes(one: Callable[[Experiment], Any], experiments: Sequence[Exp
 
 def _call(experiment: Experiment) -> Any:
     return _one(experiment)
+
+
+def images_at_hand() -> str:
+    """What is computed may look at images where there are some."""
+    folder = Path(os.environ.get("DEPTHLAB_DATA", "data"))
+    return " ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else ""
 
 
 def missing(experiments: Sequence[Experiment], records: list[dict[str, Any]], recipes: Recipes) -> str:

@@ -104,7 +104,7 @@ def papers(views: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Experiments by the folder of their id: a paper each, what belongs to none at the end."""
     found = []
     for name, members in by_paper(views).items():
-        verdicts = in_order([v | {"anchor": f"#{view['anchor']}"} for view in members for v in view["verdicts"]])
+        verdicts = in_order([v | {"anchor": view["anchor"]} for view in members for v in view["verdicts"]])
         found.append({
             "short": name or FURTHER, "anchor": name or FURTHER,
             "cite": cited(members) if name else "Further experiments",

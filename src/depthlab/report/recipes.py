@@ -6,6 +6,8 @@ Hydra takes a tenth of a second for a cell, so answers are kept in a file for as
 import contextlib
 import hashlib
 import json
+import os
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,21 @@ class Expected:
 
     def get(self, key: str) -> dict[str, Any]:
         return self.recipes.identity(self.experiment, self.cells[key])
+
+
+def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, from `path` where it was left under the same key: what is computed can take minutes."""
+    with contextlib.suppress(OSError, pickle.PickleError, EOFError, AttributeError, ImportError, ValueError):
+        found, value = pickle.loads(path.read_bytes())
+        if found == key:
+            return value
+    value = make()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_bytes(pickle.dumps((key, value)))
+        beside.replace(path)
+    return value
 
 
 def fingerprint(folders: Iterable[Path]) -> str:
