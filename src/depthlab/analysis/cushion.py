@@ -85,9 +85,10 @@ def figure(results: Mapping[str, Result]) -> Any:
     titles = {"own": "the norm of the network's own weights (the paper's)", "full": "the norm of A as it acts"}
     drawing = canvas(9.6, 6.4)
     for (top, bottom), (key, title) in zip(drawing.subplots(2, 2).T, titles.items()):
-        for (name, result), colour in zip(results.items(), COLOURS * len(results)):
-            layer = result.scalars["layer"]
-            top.hist(per_sample(result, layer, key), 60, color=colour, alpha=0.6, label=f"{name}, layer {layer}")
+        shown = [per_sample(result, result.scalars["layer"], key) for result in results.values()]
+        bins = np.histogram_bin_edges(np.concatenate(shown), 120)
+        for (name, result), mu, colour in zip(results.items(), shown, COLOURS * len(results)):
+            top.hist(mu, bins, color=colour, alpha=0.6, label=f"{name}, layer {result.scalars['layer']}")
             layers = range(1, len(result.arrays["gain"]) + 1)
             medians = [np.median(per_sample(result, at, key)) for at in layers]
             bottom.semilogy(layers, medians, "o-", ms=3, lw=1, color=colour)

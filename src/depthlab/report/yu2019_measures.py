@@ -151,9 +151,11 @@ def layer_cushions(given: Given) -> Drawn:
     for denominator, name in (("own", ""), ("full", "full_norm")):
         figure = figures[name] = canvas(5.0 * len(depths), 3.8)
         for axis, d in zip(figure.subplots(1, len(depths), squeeze=False)[0], depths):
-            for row, result in (measured[key] for key in measured if key[0] == d):
-                mu = cushions.per_sample(result, 10, denominator)
-                axis.hist(mu, 60, color=shade(row), alpha=0.6, label=given.experiment.name_of(row.cell))
+            pair = [measured[key] for key in measured if key[0] == d]
+            values = [cushions.per_sample(result, 10, denominator) for _, result in pair]
+            bins = np.histogram_bin_edges(np.concatenate(values), 120)
+            for (row, _), mu in zip(pair, values, strict=True):
+                axis.hist(mu, bins, color=shade(row), alpha=0.6, label=given.experiment.name_of(row.cell))
             axis.set(xlabel=r"$\mu_{10}(x)$", ylabel="images", title=f"depth {d}")
             axis.legend(frameon=False, fontsize=8)
     for (d, plain), (_, result) in measured.items():
