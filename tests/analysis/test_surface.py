@@ -19,7 +19,7 @@ from depthlab.analysis.evaluator import Evaluator, Resident
 from depthlab.analysis.folding import Folded, Layer
 from depthlab.analysis.grid import Plane, evaluate, fingerprint, write
 from depthlab.analysis.loss_surface import barrier, loss_surface
-from depthlab.analysis.winograd import Winograd
+from depthlab.analysis.winograd import Chain, Convolution, library, transformed
 from depthlab.architectures import VGG9, MultilevelResNet, Plain11, ResNet
 from depthlab.problem import Problem
 
@@ -145,18 +145,39 @@ def test_folded_is_unfolded(name):
         assert sum(layer.other is not None for layer in layers) == (0 if name == "noshort" else 3)
 
 
-@pytest.mark.skipif(Winograd.load() is None, reason="no compiler")
+@pytest.mark.skipif(library() is None, reason="no compiler")
 @pytest.mark.parametrize("shape", [(2, 16, 16, 8, 8), (1, 32, 48, 7, 5), (3, 64, 16, 4, 4), (2, 16, 32, 1, 33)])
 def test_winograd(shape):
     B, C, K, H, W = shape
     torch.manual_seed(0)
     x, other = torch.randn(B, C, H, W), torch.randn(B, K, H, W)
     w, bias = torch.randn(K, C, 3, 3) / (9 * C) ** 0.5, torch.randn(K)
-    run = Winograd.load()
-    y = run(x, run.weight(w), bias, other, True)
+    chain = Chain([Convolution("x", transformed(w), bias, "other", True, "y")], {"y"})
+    assert chain.inputs == ["x", "other"]
+    (y,) = chain(x, other)
     exact = F.relu(F.conv2d(x.double(), w.double(), bias.double(), padding=1) + other)
     assert (y - exact).abs().max() < 5e-5
-    assert torch.isnan(run(x * torch.nan, run.weight(w), None, None, True)).all()
+    (y,) = Chain([Convolution("x", transformed(w), None, None, True, "y")], {"y"})(x * torch.nan)
+    assert torch.isnan(y).all()
+
+
+@pytest.mark.skipif(library() is None, reason="no compiler")
+def test_a_chain_of_convolutions(monkeypatch):
+    """A residual block and one more layer; two results are wanted; batches of two images, the last one of one."""
+    torch.manual_seed(0)
+    x, w = torch.randn(5, 16, 8, 8), torch.randn(3, 16, 16, 3, 3) / 12
+    links = [("x", None, "a"), ("a", "x", "b"), ("b", None, "c"), ("c", "b", "d")]
+    layers = [Convolution(x, transformed(w[i % 3]), None, other, True, out) for i, (x, other, out) in enumerate(links)]
+    chain = Chain(layers, {"b", "d"})
+    assert set(chain.slot) == {"a", "c"}
+    assert chain.slot["a"] == chain.slot["c"]
+    there = {"x": x.double()}
+    for i, (source, other, out) in enumerate(links):
+        y = F.conv2d(there[source], w[i % 3].double(), padding=1)
+        there[out] = F.relu(y if other is None else y + there[other])
+    monkeypatch.setattr("depthlab.analysis.winograd.BUFFER", 2 * 4 * 16 * 64)
+    for y, name in zip(chain(x), ("b", "d")):
+        assert (y - there[name]).abs().max() < 1e-4
 
 
 def test_values_are_the_networks_own_and_it_is_left_alone():

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from depthlab.analysis import evaluating, like
-from depthlab.analysis.winograd import Winograd
+from depthlab.analysis import winograd as wino
 
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)
@@ -58,11 +58,11 @@ class Program:
 
 
 class Step(NamedTuple):
-    """A step at one point: env[out] = run(*env[inputs])."""
+    """A step at one point: env[outputs] = run(*env[inputs])."""
 
-    run: Callable[..., Tensor]
+    run: Callable[..., Any]
     inputs: list[str]
-    out: str
+    outputs: list[str]  # of several, run gives a tuple
     dead: list[str]
 
 
@@ -81,7 +81,7 @@ class Folded:
 
     def __init__(self, net: nn.Module, dtype: torch.dtype = torch.float32, winograd: bool = True) -> None:
         self.net, self.dtype = net, dtype
-        self.winograd = Winograd.load() if winograd and dtype == torch.float32 else None
+        self.winograd = winograd and dtype == torch.float32 and wino.library() is not None
         self.programs: dict[torch.Size, Program] = {}
         self.onednn = dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
@@ -102,23 +102,45 @@ class Folded:
         """
         program = self.program(state, x)
         values = program.constants | dict(zip(program.inputs, state.values(), strict=True))
-        steps = []
+        steps: list[Step] = []
+        chain: list[wino.Convolution] = []
+        gone: list[str] = []
+
+        def close() -> None:
+            if chain:
+                inside = {layer.out for layer in chain}
+                linked = wino.Chain(list(chain), inside - set(gone))
+                dead = [name for name in gone if name not in inside]
+                steps.append(Step(linked, linked.inputs, linked.outputs, dead))
+                chain.clear()
+                gone.clear()
+
+        on_cpu = x.device.type == "cpu"
         for step, dead in zip(program.steps, program.dead):
-            if isinstance(step, Layer):
-                nodes = [step.node.args[0], *([step.other] if step.other is not None else [])]
-                run = self.layer(step, *self.folded(step, values), on_cpu=x.device.type == "cpu")
-                steps.append(Step(run, [node.name for node in nodes], step.out, dead))
-            else:
+            if not isinstance(step, Layer):
+                close()
                 names = [node.name for node in step.all_input_nodes if node.name not in values]
-                steps.append(Step(self.operation(step, names, values), names, step.name, dead))
+                steps.append(Step(self.operation(step, names, values), names, [step.name], dead))
+                continue
+            w, b = self.folded(step, values)
+            names = [node.name for node in (step.node.args[0], step.other) if node is not None]
+            if self.winograd and on_cpu and w.ndim == 4 and wino.takes(w, *step.options()):
+                other = None if step.other is None else step.other.name
+                chain.append(wino.Convolution(names[0], wino.transformed(w), b, other, step.relu, step.out))
+                gone += dead
+            else:
+                close()
+                steps.append(Step(self.layer(step, w, b, on_cpu), names, [step.out], dead))
+        close()
         return steps
 
     def __call__(self, prepared: list[Step], x: Tensor) -> Tensor:
         """Logits (B, K). `x` (B, 3, H, W) in channels_last, of the shape it was prepared for."""
         program = self.programs[x.shape]
         env = {program.x: x.to(self.dtype)}
-        for run, inputs, out, dead in prepared:
-            env[out] = run(*[env[name] for name in inputs])
+        for run, inputs, outputs, dead in prepared:
+            made = run(*[env[name] for name in inputs])
+            env.update(zip(outputs, made if isinstance(made, tuple) else (made,)))
             for name in dead:
                 del env[name]
         return env[program.result]
@@ -149,9 +171,6 @@ class Folded:
         if w.ndim == 2:
             return lambda x, other=None: finish(F.linear(x, w, b), other)
         stride, padding, dilation, groups = layer.options()
-        if self.winograd is not None and on_cpu and self.winograd.takes(w, stride, padding, dilation, groups):
-            u, winograd = self.winograd.weight(w), self.winograd
-            return lambda x, other=None: winograd(x, u, b, other, layer.relu)
         w = w.contiguous(memory_format=torch.channels_last)
         if not (self.onednn and on_cpu):
             return lambda x, other=None: finish(F.conv2d(x, w, b, stride, padding, dilation, groups), other)
