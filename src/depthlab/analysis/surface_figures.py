@@ -100,6 +100,7 @@ def relief(axis: Any, result: Result, scale: Scale) -> None:
     axis.set_zlim(low, high)
     axis.view_init(elev=32, azim=-52)
     axis.tick_params(labelsize=6, pad=-2)
+    axis.locator_params(nbins=5)
     if scale.log:
         ticks = np.arange(np.ceil(low), np.floor(high) + 1)
         axis.set_zticks(ticks, [f"{10.0**t:g}" for t in ticks])
@@ -183,7 +184,7 @@ def side_by_side(
                 draw(axis, results[name], scale)
                 if k == len(kinds) - 1:
                     if kind == "relief":
-                        axis.text2D(0.5, -0.06, captions[name], transform=axis.transAxes, ha="center", fontsize=8)
+                        axis.text2D(0.5, -0.13, captions[name], transform=axis.transAxes, ha="center", fontsize=8)
                     else:
                         axis.set_xlabel(f"{axis.get_xlabel()}\n{captions[name]}", fontsize=8)
     bar = drawing.colorbar(ScalarMappable(scale.norm, MAP), ax=axes, fraction=0.02, pad=0.02)

@@ -7,6 +7,7 @@ leaves its place empty; the report prints the command.
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from depthlab.analysis import Result
 from depthlab.analysis.drawing import canvas
@@ -63,8 +64,8 @@ def panels(given: Given, cells: list[list[Cell]], analysis: str = "loss_surface"
             key = next((str(row.cell) for row in given.block.rows if cell.items() <= row.cell.items()), str(cell))
             published = given.experiment.published(cell).get("test_error") if given.block.own_data else None
             theirs = "" if published is None else f" (paper {published:g} %)"
-            ours = f"{errors[key]:.2f} %" if key in found else "no surface"
-            captions[key] = f"{given.experiment.name_of(cell)}\ntest error {ours}{theirs}"
+            ours = f"test error {errors[key]:.2f} %" if key in found else "no surface yet"
+            captions[key] = f"{given.experiment.name_of(cell)}\n{ours}{theirs}"
             layout[-1].append(key)
     wanted = {key: found[key] for row in layout for key in row if key in found}
     scale = Scale.of(wanted)
@@ -107,7 +108,10 @@ def angles(results: dict[str, Result], layout: list[list[str]], captions: dict[s
         for axis, key in zip(row, members):
             axis.set_title(captions[key].split("\n")[0], fontsize=8)
             axis.set(ylim=(0, 180), yticks=(0, 45, 90, 135, 180))
-            if key in results:
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            if key not in results:
+                axis.text(0.5, 0.5, "no surface yet", transform=axis.transAxes, ha="center", fontsize=8, color="0.5")
+            else:
                 arrays = results[key].arrays
                 for name, label in (
                     ("step_normal", "contour normal, in the plane"),
