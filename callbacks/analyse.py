@@ -117,6 +117,8 @@ class Analyse(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule, epoch: float, step: int | None = None) -> None:
         if not trainer.is_global_zero:  # all ranks have the same weights
             return
+        if not all(p.isfinite().all() for p in pl_module.net.parameters()):  # diverged: there is nothing to measure
+            return
         with isolate_rng():
             result = measure(self.analysis, net=lambda: pl_module.net, batches=lambda: self.batches)
         scalars = files.plain(result.scalars)

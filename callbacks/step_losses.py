@@ -41,5 +41,5 @@ class StepLosses(Callback):
         earlier = np.load(self.path)[: self.first] if self.first and self.path.exists() else np.empty(0)
         missing = np.full(self.first - len(earlier), np.nan)  # a folder from before this file was kept
         buffer = io.BytesIO()
-        np.save(buffer, np.concatenate([earlier, missing, losses.double().cpu().numpy()]))
+        np.save(buffer, np.concatenate([earlier, missing, losses.cpu().double().numpy()]))
         write_bytes(self.path, buffer.getvalue())

@@ -330,11 +330,15 @@ def optimizer_problems(optim: dict[str, Any]) -> list[str]:
 
     if optim["momentum_style"] == "keras" and optim["optimizer"].get("_target_") != "torch.optim.SGD":
         return ["optim.momentum_style=keras is SGD's; take torch, or optim.optimizer._target_=torch.optim.SGD"]
+    if "weight_decay" in optim["optimizer"]:
+        return ["optim.optimizer.weight_decay: set optim.weight_decay, which decays what optim.decay says"]
     try:
-        instantiate(optim["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = instantiate(optim["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
     except Exception as error:  # whatever an optimiser's constructor says
         cause = error.__cause__ or error
         return [f"optim.optimizer: {' '.join(str(cause).split())}"]
+    if optim.get("decay_towards") == "identity" and optimizer.defaults.get("decoupled_weight_decay"):
+        return ["optim.decay_towards=identity is an L2 term of the gradient, this optimizer's decay is none; take Adam"]
     return []
 
 

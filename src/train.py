@@ -259,7 +259,8 @@ def measure(config: dict[str, Any], folder: Path) -> None:
 
     for name in records.unmeasured(config, folder):
         quieten()
-        section = {k: v for k, v in config["analyses"][name].items() if k not in ("at", "every")} | {"name": name}
+        when = ("at", "every", "at_steps", "every_steps")
+        section = {k: v for k, v in config["analyses"][name].items() if k not in when} | {"name": name}
         device = device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto")
         analyze(folder, section, device, config["data_dir"], force=False)
 

@@ -92,7 +92,8 @@ def test_steps_by_hand(style, clip):
         torch.testing.assert_close(p.detach(), w[n], rtol=1e-12, atol=1e-14)
 
 
-def test_fp16_is_clipped_unscaled():
+@pytest.mark.parametrize("fused", [True, False])
+def test_fp16_is_clipped_unscaled(fused):
     """The L2 term and the bound are for gradients, not for gradients times the loss scale."""
     from lightning.pytorch.plugins import MixedPrecision
 
@@ -101,12 +102,33 @@ def test_fp16_is_clipped_unscaled():
     for plugin in (None, MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))):
         net = nn.Linear(5, 3)
         net.load_state_dict(start)
-        optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+        optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=fused)
         fit = trainer(max_epochs=2, gradient_clip_val=0.5, callbacks=[Jumping(2)], plugins=[plugin] if plugin else None)
         fit.fit(Classifier(net, optimizer, weight_decay=0.3), data, data)
         ends.append(net.weight.detach())
     torch.testing.assert_close(ends[0], ends[1], rtol=0.03, atol=0.01)  # fp16 keeps three digits
     assert (ends[0] - start["weight"]).norm() > 0.2
+
+
+@pytest.mark.parametrize("clip", [None, 1e9])
+def test_adamw_decays_once(clip):
+    """Weights apart from the gradient, clipped or not, and what `decay` spares not by AdamW's own default."""
+    torch.manual_seed(0)
+    net = nn.Linear(5, 3)
+    w = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters()}
+    reference = torch.optim.AdamW(
+        [{"params": [w["weight"]], "weight_decay": 0.3}, {"params": [w["bias"]], "weight_decay": 0.0}], lr=0.1
+    )
+    data = batches()
+    for t in range(8):
+        reference.zero_grad()
+        F.cross_entropy(F.linear(data[t % 4][0], w["weight"], w["bias"]), data[t % 4][1]).backward()
+        reference.param_groups[0]["lr"] = reference.param_groups[1]["lr"] = Jumping(2).lr(t, 4)
+        reference.step()
+    model = Classifier(net, torch.optim.AdamW, weight_decay=0.3)
+    trainer(max_epochs=2, gradient_clip_val=clip, callbacks=[Jumping(2)]).fit(model, data, data)
+    for n, p in net.named_parameters():
+        torch.testing.assert_close(p, w[n])
 
 
 def test_epoch_sums_and_evaluation():

@@ -81,6 +81,7 @@ def test_depth_is_an_option():
         ),
         ("optim.optimizer.momentum=abc", "optim.optimizer: "),
         ("+optim.optimizer.foo=1", "optim.optimizer: "),
+        ("+optim.optimizer.weight_decay=0.1", "optim.optimizer.weight_decay: set optim.weight_decay"),
         ("optim.optimizer._target_=torch.optim.SGDD", "optim.optimizer: "),
         ("sched._target_=callbacks.Foo", "sched._target_=callbacks.Foo: cannot be imported"),
     ],

@@ -51,7 +51,7 @@ def penalty(net: nn.Module, weight_decay: float, decay: str = "kernels", decay_t
         state = T(state, identity_kernels(net), inverse=True)
     decayed = {id(p) for p in parameter_groups(net, weight_decay, decay)[0]["params"]}
     names = [name for name, p in net.named_parameters() if id(p) in decayed]
-    return weight_decay / 2 * sum(state[name].detach().double().square().sum().item() for name in names)
+    return weight_decay / 2 * sum(state[name].detach().cpu().double().square().sum().item() for name in names)
 
 
 class Classifier(LightningModule):
@@ -171,10 +171,12 @@ class Classifier(LightningModule):
         return penalty(self.net, self.weight_decay, self.decay, self.decay_towards)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.net, self.weight_decay, self.decay)
-        if self.trainer.gradient_clip_val is not None:  # the L2 term is added, then clipped: see below
-            groups = [{"params": g["params"], "l2": g["weight_decay"]} for g in groups]
-        return self.make_optimizer(groups)
+        optimizer = self.make_optimizer(parameter_groups(self.net, self.weight_decay, self.decay))
+        # the L2 term is added, then clipped: see below. AdamW's decay is none, and stays its own
+        if self.trainer.gradient_clip_val is not None and not optimizer.defaults.get("decoupled_weight_decay"):
+            for group in optimizer.param_groups:
+                group["l2"], group["weight_decay"] = group["weight_decay"], 0.0
+        return optimizer
 
     def configure_gradient_clipping(
         self,
@@ -185,7 +187,8 @@ class Classifier(LightningModule):
         towards_identity = self.decay_towards == "identity"
         if gradient_clip_val is not None or towards_identity:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            if scaler is not None:  # fp16: a fused optimiser would unscale later, inside its step
+            # fp16: a fused optimiser would unscale later, inside its step; for others Lightning has done it
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 scaler.unscale_(optimizer)
         if towards_identity:
             centre_decay(self.net, self.weight_decay)

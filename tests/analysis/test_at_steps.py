@@ -1,6 +1,7 @@
 """Measurements after chosen optimiser steps, within an epoch."""
 
 import pytest
+from lightning.pytorch import Callback
 
 from callbacks.analyse import Analyse
 from callbacks.checkpoint import last_checkpoint
@@ -48,6 +49,17 @@ def test_rows_are_resumed(tmp_path):
     fit(first, until=1, folder=tmp_path)
     fit(second, folder=tmp_path)
     assert second.rows == whole.rows
+
+
+def test_ruined_weights_are_not_measured():
+    class Ruin(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 2:
+                next(pl_module.parameters()).data.fill_(float("nan"))
+
+    analyse = Analyse(norms, every_steps=1, batches=images()[1])
+    fit(Ruin(), analyse)
+    assert [row["step"] for row in analyse.rows] == [1]
 
 
 @pytest.mark.parametrize("wrong", [{"at_steps": [0]}, {"every_steps": 0}])

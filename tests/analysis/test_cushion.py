@@ -94,3 +94,12 @@ def test_a_black_image_is_left_out_and_what_is_refused():
     for other, said in ((ResNet(10, depth=8), "BatchNorm"), (DominantNet(10, depth=5), "neither")):
         with pytest.raises(Problem, match=said):
             cushion(other, [])
+
+
+def test_a_dead_network_has_none():
+    net = SimpleNet(10, depth=8, width=2)
+    net.stages[0][0].conv.bias.data -= 1e3
+    out = cushion(net, images(net, 2, 1), layer=3)
+    assert np.isnan(out.scalars["own_min"])
+    assert out.scalars["images"] == 3
+    assert drawing.png(figure({"dead": out}))[:4] == b"\x89PNG"

@@ -68,6 +68,8 @@ def cushion(net: nn.Module, batches: Images, layer: int = 10) -> Result:
     scalars: dict[str, float | int | None] = {"images": arrays["gain"].shape[1], "layer": layer}
     for key in DENOMINATORS:
         mu = per_sample(Result({}, arrays), layer, key)
+        if not len(mu):  # nothing reaches the layer: the network is dead, or its weights are not finite
+            mu = np.array([np.nan])
         scalars |= {f"{key}_mean": float(mu.mean()), f"{key}_std": float(mu.std()), f"{key}_min": float(mu.min())}
     return Result(scalars | {"residual": int(net.residual)}, arrays)
 
@@ -90,7 +92,8 @@ def figure(results: Mapping[str, Result]) -> Any:
         for (name, result), mu, colour in zip(results.items(), shown, COLOURS * len(results)):
             top.hist(mu, bins, color=colour, alpha=0.6, label=f"{name}, layer {result.scalars['layer']}")
             layers = range(1, len(result.arrays["gain"]) + 1)
-            medians = [np.median(per_sample(result, at, key)) for at in layers]
+            known = [per_sample(result, at, key) for at in layers]
+            medians = [np.median(mu) if len(mu) else np.nan for mu in known]
             bottom.semilogy(layers, medians, "o-", ms=3, lw=1, color=colour)
         top.set(title=f"over {title}", xlabel=r"$\mu_\ell(x)$", ylabel="images")
         bottom.set(xlabel=r"layer $\ell$", ylabel="median cushion")
