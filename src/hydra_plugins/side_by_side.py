@@ -6,9 +6,11 @@ Tried are as many as there are cores (on GPUs: up to `SHARED` on each), as long 
 fit into memory. Nothing of a trial is kept.
 """
 
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +64,8 @@ def together(trials: list[subprocess.Popen], folder: Path) -> list[dict] | None:
         return [json.loads(path.read_text()) for path in folder.glob("*.report")]
     finally:
         for trial in trials:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(trial.pid, signal.SIGKILL)  # its other ranks, too
             trial.kill()
             trial.wait()
 
@@ -93,6 +97,8 @@ def trial(overrides: list[str], folder: Path) -> None:
 
     class Pace(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if not trainer.is_global_zero:  # one report for all ranks
+                return
             step, name = trainer.global_step, folder / str(os.getpid())
             if step == WARM_UP:
                 name.with_suffix(".ready").touch()
@@ -111,7 +117,8 @@ def trial(overrides: list[str], folder: Path) -> None:
                     name.with_suffix(".part").rename(name.with_suffix(".report"))
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = checked(compose("train", overrides)) | {"logger": {"name": "csv"}}
+        watching = {"logger": {"name": "csv"}, "analyses": {}, "trajectory": {"every": None}}
+        config = checked(compose("train", overrides)) | watching
     parts = assemble(config, folder / f"run{os.getpid()}", [Pace()], max_epochs=10**6, limit_val_batches=0)
     parts.trainer.fit(parts.model, parts.data)
 
