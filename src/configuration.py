@@ -5,6 +5,7 @@ below, and what only the parts themselves can know by constructing them (network
 """
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable
 from functools import partial
@@ -375,9 +376,12 @@ def analysis_problems(config: dict[str, Any], net: Any) -> list[str]:
     """What keeps `analyses` from being measured on this network."""
     try:
         analyses(config)
-        for section in config["analyses"].values():
+        for name, section in config["analyses"].items():
+            if section.get("split") == "val" and not config["data"]["val_size"]:
+                return [f"analyses.{name}.split=val: no images are held out (data.val_size=0); take test or train"]
             if section.get("check") is not None:
-                get_object(section["check"])(net)
+                check = get_object(section["check"])
+                check(net, **{key: section[key] for key in inspect.signature(check).parameters if key in section})
     except Problem as problem:
         return [str(problem)]
     return []

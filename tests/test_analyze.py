@@ -284,6 +284,11 @@ def test_a_run_trained_without_is_measured_when_asked_again(cli, tmp_path):
         (["+analyses.sizes.at=[1]", "+analyses.sizes.horizn=2.0"], "analyses.sizes.horizn: no such key; did you mean"),
         (["+analyses.sizes.at=[1]", "analyses.sizes.horizon=far"], "analyses.sizes.horizon=far: input should be a"),
         (["+analyses.sizes.at=[1]", "analyses.sizes.split=tets"], "analyses.sizes.split=tets: input should be 'test'"),
+        (["+analyses.sizes.at=[1]", "analyses.sizes.split=val"], "analyses.sizes.split=val: no images are held out"),
+        (
+            ["+analyses.sizes.at=[1]", "+analysis@analyses.i=interlayer", "+analyses.i.at=[1]", "analyses.i.block=99"],
+            "analysis.block must lie in 1..",
+        ),
         (["+analyses.sizes.at=[1]", "arch.shortcut=none"], "has no shortcuts (arch.shortcut=none)"),
         (["+analyses.sizes.at=[1]", "+analysis@analyses.t=time_saved", "+analyses.t.at=[1]"], "t: this analysis needs"),
     ],

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from depthlab.analysis import Images, Result, evaluating, like
 from depthlab.analysis.inside import doubled, progress
 from depthlab.analysis.norms import norm
-from depthlab.equivalence import plain, residual
+from depthlab.equivalence import identity_kernels, plain, residual
 from depthlab.problem import Problem
 
 DENOMINATORS = ("own", "full", "reduced")
@@ -38,10 +38,9 @@ def cushion(net: nn.Module, batches: Images, layer: int = 10) -> Result:
     Raises:
         Problem: a network of another kind, or a layer that it does not have.
     """
+    check(net, layer)
     full, reduced = plain(doubled(net)), residual(doubled(net))
     layers = net.layers()
-    if not 1 <= layer <= len(layers):
-        raise Problem(f"analysis.layer must lie in 1..{len(layers)}, the convolutions of this network, got {layer}")
     gains: list[Tensor] = []
 
     def see(module: nn.Module, args: tuple[Tensor], _: Tensor) -> None:
@@ -72,6 +71,15 @@ def cushion(net: nn.Module, batches: Images, layer: int = 10) -> Result:
             mu = np.array([np.nan])
         scalars |= {f"{key}_mean": float(mu.mean()), f"{key}_std": float(mu.std()), f"{key}_min": float(mu.min())}
     return Result(scalars | {"residual": int(net.residual)}, arrays)
+
+
+def check(net: nn.Module, layer: int) -> None:
+    """Raises:
+    Problem: see `cushion`.
+    """
+    identity_kernels(net)
+    if not 1 <= layer <= (n := len(net.layers())):
+        raise Problem(f"analysis.layer must lie in 1..{n}, the convolutions of this network, got {layer}")
 
 
 def per_sample(result: Result, layer: int, denominator: str = "own") -> np.ndarray:

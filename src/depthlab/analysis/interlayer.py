@@ -54,13 +54,8 @@ def interlayer(
     Raises:
         Problem: a network of another kind, or an argument out of its range.
     """
+    check(net, block, bn_mode, norm, probes)
     blocks = blocks_of(net)
-    check_one_of("bn_mode", bn_mode, ("both", *MODES))
-    check_one_of("norm", norm, ("hutchinson", "exact"))
-    if not 1 <= block <= len(blocks):
-        raise Problem(f"analysis.block must lie in 1..{len(blocks)}, the blocks of this network, got {block}")
-    if probes < 1:
-        raise Problem(f"analysis.probes must be >= 1, got {probes}")
     modes = list(MODES) if bn_mode == "both" else [bn_mode]
     module = copy.deepcopy(blocks[block - 1]).eval().requires_grad_(False)
     if next(module.parameters()).device.type != "mps":
@@ -77,6 +72,18 @@ def interlayer(
     for mode, mu in arrays.items():
         scalars |= {f"{mode}_mean": float(np.nanmean(mu)), f"{mode}_std": float(np.nanstd(mu))}
     return Result(scalars, arrays)
+
+
+def check(net: nn.Module, block: int, bn_mode: str, norm: str, probes: int) -> None:
+    """Raises:
+    Problem: see `interlayer`.
+    """
+    check_one_of("bn_mode", bn_mode, ("both", *MODES))
+    check_one_of("norm", norm, ("hutchinson", "exact"))
+    if not 1 <= block <= (n := len(blocks_of(net))):
+        raise Problem(f"analysis.block must lie in 1..{n}, the blocks of this network, got {block}")
+    if probes < 1:
+        raise Problem(f"analysis.probes must be >= 1, got {probes}")
 
 
 def input_of(net: nn.Module, module: nn.Module, x: Tensor, mode: str) -> Tensor:
