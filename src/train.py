@@ -225,6 +225,8 @@ def run(config: dict[str, Any]) -> int:
         if (folder / "result.json").exists():
             lock.release()  # which analyses take, to add to the record
             measure(config, folder)
+            if config["trajectory"]["every"] is not None and not (folder / "trajectory").exists():
+                raise Problem(f"{folder}: trained without trajectory.every; delete the folder to train it once more")
             print(f"{name}: done, see {folder / 'result.json'}")
             return 0
         result = train(config)

@@ -269,6 +269,9 @@ def test_a_run_trained_without_is_measured_when_asked_again(cli, tmp_path):
     code, output = cli("-m", *TINY, "budget=0.006", "+analysis@analyses.norms=norms", last, some)
     assert "0 to run" in output
     assert (folder / "last.ckpt").stat().st_mtime_ns == before
+    code, output = cli(*TINY, "budget=0.006", "trajectory.every=1")
+    assert code == 2, output
+    assert "trained without trajectory.every; delete the folder" in output
     record = json.loads((folder / "result.json").read_text())
     assert record["analyses"]["norms"]["images"] == 20
     assert record["analyses"]["sizes"]["images"] == 297

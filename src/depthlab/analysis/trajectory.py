@@ -65,7 +65,7 @@ def stored(folder: Path, net: nn.Module) -> dict[int, np.ndarray]:
     if wrong := [e for e, v in found.items() if v.shape != (size,)]:
         raise Problem(f"{path_of(folder, wrong[0])}: another network's weights, {size} numbers wanted")
     if len(found) < 3:
-        way_out = "train with trajectory.every=1"
+        way_out = "train with trajectory.every=1 (a run that is done: delete its folder first)"
         raise Problem(f"{folder / FOLDER}: a plane needs the weights of 3 epochs, there are {len(found)}; {way_out}")
     return found
 
