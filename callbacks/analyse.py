@@ -18,6 +18,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from callbacks.record import Record
 from depthlab.analysis import Images, Result, choose, files, measure, needs
 from depthlab.problem import Problem
 from depthlab.schedules import run_points
@@ -107,7 +108,11 @@ class Analyse(Callback):
         self.step = trainer.global_step
         if self.step in self.at_steps or (self.every_steps is not None and self.step % self.every_steps == 0):
             epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            began = Record.now(pl_module)
             self.measure(trainer, pl_module, epoch, self.step)
+            for callback in trainer.callbacks:
+                if isinstance(callback, Record):  # an epoch's seconds are training's
+                    callback.evaluating += Record.now(pl_module) - began
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1

@@ -1,10 +1,13 @@
 """Measurements after chosen optimiser steps, within an epoch."""
 
+import time
+
 import pytest
 from lightning.pytorch import Callback
 
 from callbacks.analyse import Analyse
 from callbacks.checkpoint import last_checkpoint
+from callbacks.record import Record
 from depthlab.analysis import files
 from depthlab.analysis.norms import norms
 from tests.growing import STEPS, classifier, digest, images, trainer
@@ -35,6 +38,16 @@ def test_at_steps_and_every_so_many(tmp_path):
         "analysis-norms-epoch0001.npz", "analysis-norms-step000001.npz", "analysis-norms-step000005.npz"
     ]  # fmt: skip
     assert files.read(tmp_path, "norms-step000005")[1]["step"] == 5
+
+
+def test_an_epochs_seconds_are_without_them():
+    def slow(net, batches):
+        time.sleep(0.2)
+        return norms(net, batches)
+
+    record = Record()
+    fit(record, Analyse(slow, at_steps=[4], batches=images()[1]), limit_val_batches=0)
+    assert record.evaluating[0] >= 0.2
 
 
 def test_accumulated_gradients_are_one_step():
