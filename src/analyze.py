@@ -137,20 +137,22 @@ def opened(folder: Path, section: dict[str, Any]) -> tuple[dict[str, Any], dict[
     """The run's configuration and checkpoint, and what a measurement of them is one of.
 
     Raises:
-        Problem: the checkpoint cannot be read.
+        Problem: one of them cannot be read.
     """
     import torch
 
-    path = folder / "last.ckpt"
-    config = json.loads((folder / "config.json").read_text())
+    path = folder / "config.json"
     try:
+        config = json.loads(path.read_text())
+        path = folder / "last.ckpt"
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         options = {key: value for key, value in section.items() if key not in NO_NUMBERS}
         return config, checkpoint, {
             "analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")
         }  # fmt: skip
     except Exception as error:
-        raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__})") from error
+        what = "checkpoint" if path.suffix == ".ckpt" else "configuration"
+        raise Problem(f"{path}: not a readable {what} of depthlab ({type(error).__name__})") from error
 
 
 def known(folder: Path, section: dict[str, Any], subject: dict[str, Any]) -> Any:

@@ -122,6 +122,7 @@ def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
         (["analysis=norms"], "run: say which run's folder"),
         (["run=bare", "analysis=norms"], "run=bare: there is no last.ckpt in it; train it first"),
         (["run=broken", "analysis=norms"], "last.ckpt: not a readable checkpoint"),
+        (["run=torn", "analysis=norms"], "config.json: not a readable configuration"),
         (["run=PLAIN", "analysis=norms"], "Plain11 has no residual blocks"),
         (["run=PLAIN", "analysis=time_saved"], "did not grow"),
         (["run=ML"], "analysis: say which, there is "),
@@ -135,10 +136,12 @@ def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
 )
 def test_refusals(overrides, said, runs, tmp_path, monkeypatch):
     """In one line."""
-    for name in ("bare", "broken"):
+    for name in ("bare", "broken", "torn"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text((runs["ml"] / "config.json").read_text())
     (tmp_path / "broken/last.ckpt").write_bytes(b"no checkpoint")
+    (tmp_path / "torn/last.ckpt").touch()
+    (tmp_path / "torn/config.json").write_text("{")
     monkeypatch.chdir(tmp_path)
     places = {"run=PLAIN": f"run={runs['plain11']}", "run=ML": f"run={runs['ml']}"}
     with pytest.raises((Problem, HydraException)) as refused:
