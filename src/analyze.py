@@ -24,14 +24,20 @@ NO_NUMBERS = ("_target_", "figure", "extra", "check", "workers")  # of an analys
 
 
 def trained(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int, device: Any) -> Any:
-    """The run's network as its checkpoint has it: shape, weights and precision."""
+    """The run's network as its checkpoint has it: shape, weights and precision.
+
+    Raises:
+        Problem: the weights are not finite.
+    """
     from configuration import network
-    from depthlab import growth
+    from depthlab import growth, records
 
     net = network(config, num_classes)
     if checkpoint.get("growth") is not None:
         growth.set_depth(net, **checkpoint["growth"])
     weights = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+    if not all(w.isfinite().all() for w in weights.values()):
+        raise Problem(f"run={records.run_name(config)}: it diverged, its weights are not finite; leave it out")
     net.to(next(iter(weights.values())).dtype).load_state_dict(weights)
     return net.to(device).eval()
 

@@ -115,6 +115,14 @@ def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
     assert not (copy / "result.json").exists()  # unfinished: measured all the same
 
 
+def test_weights_that_are_not_finite(runs):
+    config = json.loads((runs["ml"] / "config.json").read_text())
+    checkpoint = torch.load(runs["ml"] / "last.ckpt", weights_only=True)
+    next(v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")).fill_(float("nan"))
+    with pytest.raises(Problem, match="run=ml.* it diverged, its weights are not finite; leave it out"):
+        trained(config, checkpoint, 10, "cpu")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
