@@ -1,17 +1,75 @@
-"""The committed tables follow from the committed records."""
+"""The committed tables, and the verdicts in the READMEs, follow from the committed records."""
+
+import re
 
 import pytest
 
 import report
 from conftest import ROOT
+from depthlab.report import load_experiment, read_records, tabulate
+from depthlab.report.given import Notes
+from depthlab.report.page import Page, judging
+from depthlab.report.recipes import Expected, Recipes
+from depthlab.report.text import BEGIN, END, NOT_RUN, VERDICTS, summary
 
 RESULTS = ROOT / "results"
+RUNS = ["results/runs"]
 
 
-@pytest.mark.parametrize("id", ["barz2018/table1_cpu"])
-def test_tables_follow_from_records(id, tmp_path, monkeypatch, capsys):
+def experiment(id):
+    return load_experiment(ROOT / f"conf/experiment/{id}.yaml", id)
+
+
+def committed(runs: bool) -> list[str]:
+    ids = [id for id in report.choose([]) if (RESULTS / f"{id}.md").exists()]
+    return [id for id in ids if experiment(id).runs == runs]
+
+
+def followed(id, out):
+    assert report.main([id, "--runs", *RUNS, "--out", str(out), "--format", "md,csv"]) == 0
+    files = [file for file in out.rglob("*") if file.suffix in (".md", ".csv")]
+    assert files
+    for file in files:
+        assert file.read_text() == (RESULTS / file.relative_to(out)).read_text()
+
+
+@pytest.mark.parametrize("id", committed(runs=True))
+def test_tables_follow_from_records(id, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert report.main([id, "--runs", "results/runs", "--out", str(tmp_path)]) == 0
-    for suffix in ("csv", "md"):
-        assert (tmp_path / f"{id}.{suffix}").read_text() == (RESULTS / f"{id}.{suffix}").read_text()
-    assert "6 of 6 runs" in capsys.readouterr().out
+    followed(id, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", ["barz2018/fig2", "chang2018/table2", "chang2018/table5", "yu2019/fig13"])
+def test_what_is_computed(id, tmp_path, monkeypatch):
+    """Those whose last digits hang neither on the machine nor on images at hand."""
+    monkeypatch.chdir(ROOT)
+    followed(id, tmp_path)
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("| \n").split(" | ")] for line in lines]
+
+
+@pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
+def test_verdicts(readme, monkeypatch):
+    """Of every claim that is tested on runs: its row where it was, else its name."""
+    monkeypatch.chdir(ROOT)
+    records, problems = read_records(RUNS)
+    assert not problems
+    block = re.search(f"{BEGIN}(.*?){END}", (ROOT / readme).read_text(), re.DOTALL)[1]
+    found = {row[0]: row[1:] for row in rows(block)}
+    not_run = set(re.findall(r"[\w]+", " ".join(re.findall(r"Not run: (.*)\.", block))))
+    recipes = Recipes(report.compose, report.build)
+    for id in report.choose([]):
+        if not (asked := experiment(id)).runs:
+            continue
+        page = Page(asked, Notes(asked), blocks=tabulate(asked, records, Expected(recipes, asked)))
+        page.verdicts = judging(asked, page.blocks)
+        for v in summary(page)["verdicts"]:
+            if v["verdict"] == NOT_RUN:
+                assert v["id"] in not_run
+            else:
+                assert found[v["id"]] == [v["plain"], v["paper"], v["why"], v["evidence"], f"**{v['verdict']}**"]
+    assert list(VERDICTS) in rows(block)
