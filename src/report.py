@@ -101,7 +101,8 @@ def report_one(
     before = set(recipes.found)
     expected = Expected(recipes, experiment) if experiment.runs else None
     left_out = problems if experiment.runs else []
-    make = partial(gather, experiment, records, left_out, expected, partial(compose, experiment), build)
+    parts = partial(compose, experiment), build
+    make = partial(gather, experiment, records, left_out, expected, *parts, still="md" in formats)
     page = (
         make() if experiment.runs else kept(out / f".kept/{experiment.id}.pickle", recipes.key + images_at_hand(), make)
     )

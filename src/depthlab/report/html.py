@@ -127,9 +127,9 @@ def experiment(page: Page) -> dict[str, Any]:
             "body": [[cell(text, anchor) for text in line] for line in section.body],
             "lines": paragraphs(section), "curves": charts, "drawn_by_curves": not own,
             "figures": [
-                {"src": f"data:image/png;base64,{b64encode(page.figures[end]).decode()}", "name": end,
-                 "has_curves": bool(charts) and not own}
+                {"src": f"data:image/png;base64,{b64encode(page.figures[end]).decode()}", "name": end}
                 for end in section.figures
+                if own or not charts
             ],
         })  # fmt: skip
     ran = not asked.runs or any(block.records for block in page.blocks)
@@ -188,12 +188,13 @@ def chart(page: Page, block: Block, rows: list[Row]) -> tuple[str, Any] | None:
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         for key, axis in (("val_error", "y"), ("train_loss", "y2")):
             x, mean, std = band(row, key)
-            if not x:
+            if not len(x):
                 continue
+            x = np.array(x, "i2")
             about = {"x": x, "yaxis": axis, "legendgroup": str(number)}
             if any(std):
                 low, high = np.subtract(mean, std), np.add(mean, std)
-                edges = {"x": x + x[::-1], "y": np.concatenate([high, low[::-1]]).astype("f4")}
+                edges = {"x": np.concatenate([x, x[::-1]]), "y": np.concatenate([high, low[::-1]]).astype("f4")}
                 traces.append(about | edges | {"fill": "toself", "fillcolor": faint(colour), "line": {"width": 0},
                                                "hoverinfo": "skip", "showlegend": False, "mode": "lines"})  # fmt: skip
             traces.append(about | {

@@ -19,7 +19,13 @@ if (window.innerWidth < 1200) {
   contents.open = false;
   for (const link of contents.querySelectorAll("a")) link.addEventListener("click", () => (contents.open = false));
 }
-window.addEventListener("beforeprint", () => document.querySelectorAll("main details").forEach((d) => (d.open = true)));
+window.addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("main details")) folded.open = true;
+  for (const chart of document.querySelectorAll(".curve:empty")) {
+    seen.unobserve(chart);
+    draw(chart);
+  }
+});
 
 const runs = document.getElementById("runs-data");
 if (runs) {

@@ -85,6 +85,7 @@ def gather(
     expected: Any = None,
     compose: Callable[..., dict[str, Any]] | None = None,
     build: Callable[..., Any] | None = None,
+    still: bool = True,
 ) -> Page:
     """Everything the report of an experiment says.
 
@@ -92,6 +93,7 @@ def gather(
         problems: lines on records that could not be read.
         expected: see `tables.tabulate`.
         compose, build: for figures that compute, see `given.Given`.
+        still: draw training curves, too, of which the HTML page has its own to zoom.
     """
     page = Page(experiment, Notes(experiment), problems=list(problems))
     page.blocks = tabulate(experiment, records, expected) if experiment.runs else []
@@ -102,7 +104,8 @@ def gather(
         own = []
         if block:
             own.append(Section(heading(block), *table(experiment, block, page.notes), closing(experiment, block)))
-        drawn = drawing(Given(experiment, page.notes, block, compose, build))
+        given = Given(experiment, page.notes, block, compose, build)
+        drawn = drawing(given) if still or experiment.paper.get("figure") else Drawn()
         about = {"data": block.data, "budget": block.budget, "precision": block.precision} if block else {}
         for name, found in drawn.tables.items():
             title = ", ".join([found.title, f"budget {block.budget:g}, {block.precision}"] if block else [found.title])
