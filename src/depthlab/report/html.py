@@ -3,6 +3,7 @@
 Jinja fills page.html.j2; Plotly draws the curves, DataTables (in itables' bundle) the table of runs; both stand in it.
 """
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from depthlab.problem import Problem
 from depthlab.report.claims import NOT_RUN
@@ -23,6 +25,7 @@ from depthlab.report.text import replace
 
 FURTHER = "further"  # experiments of no paper
 EXTRA = "--format html needs jinja2, plotly and itables: pip install 'depthlab[report]'; md and csv need nothing"
+LONGEST = 5000  # characters of a command: nobody reads the folders of a thousand runs on a page
 DASHES = ["solid", "dash", "dot", "dashdot"]
 COLUMNS = [  # title, what the filter is, value
     ("run", "text", lambda r: r["name"]),
@@ -127,7 +130,7 @@ def experiment(page: Page) -> dict[str, Any]:
             "body": [[cell(text, anchor) for text in line] for line in section.body],
             "lines": paragraphs(section), "curves": charts, "drawn_by_curves": not own,
             "figures": [
-                {"src": f"data:image/png;base64,{b64encode(page.figures[end]).decode()}", "name": end}
+                {"src": f"data:image/webp;base64,{b64encode(webp(page.figures[end])).decode()}", "name": end}
                 for end in section.figures
                 if own or not charts
             ],
@@ -139,6 +142,13 @@ def experiment(page: Page) -> dict[str, Any]:
         "sections": sections, "notes": page.notes.texts,
         "verdicts": [v | {"says": cell(v["says"], anchor)["html"]} for v in judged(page)],
     }  # fmt: skip
+
+
+def webp(png: bytes) -> bytes:
+    """The same pixels in a third of the bytes."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", lossless=True, method=2, quality=50)
+    return buffer.getvalue()
 
 
 def cell(text: str, anchor: str) -> dict[str, Any]:
@@ -156,7 +166,8 @@ def paragraphs(section: Section) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for line in section.lines:
         if line.startswith("    ") and found:
-            found[-1]["code"] += line[4:] + "\n"
+            cut = f"{line[4:LONGEST]} ... ({len(line) - 4} characters, in the .md)" if len(line) > LONGEST else line[4:]
+            found[-1]["code"] += cut + "\n"
         else:
             found.append({"text": line, "code": ""})
     return found
