@@ -88,6 +88,15 @@ def test_offline_runs_have_what_the_dashboards_group_by(cli, tmp_path):
     assert set(boards.FINAL) <= final
 
 
+def test_a_growing_run_logs_its_depth(cli, tmp_path):
+    grown = ["arch=multilevel", "arch.width=4", "sched=multilevel_cosine", "grow=multilevel", "budget=0.02"]
+    code, output = cli(*TINY[2:], *grown, "grow.at=[54,107]", "logger=wandb", env={"WANDB_API_KEY": ""})
+    assert code == 0, output
+    (file,) = (tmp_path / "runs").glob("ml*/wandb/offline-run-*/run-*.wandb")
+    rows = [{item.key or item.nested_key[0]: item.value_json for item in r.history.item} for r in read(file)]
+    assert [float(row["depth"]) for row in rows if "depth" in row] == [14, 26, 50]  # an epoch each
+
+
 def read(file: Path) -> list:
     """W&B's records of a transaction log: LevelDB's framing (blocks of 32 KiB, a header of 7 bytes: checksum, length,
     first/middle/last), after a header of 7 bytes; the messages are read by W&B's own protocol."""
