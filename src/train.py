@@ -7,7 +7,6 @@
 The same command continues what was broken off and skips what is done.
 """
 
-import contextlib
 import logging
 import os
 import subprocess
@@ -130,6 +129,8 @@ def quieten() -> None:
     """What Lightning would say that means nothing here; and settings of PyTorch and of the C library."""
     import torch
 
+    from depthlab import memory
+
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
@@ -137,17 +138,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, for convolutions too
     torch.utils.deterministic.fill_uninitialized_memory = False  # with trainer.deterministic: 2 to 5 % of a CPU step
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """glibc hands large blocks back to the system and has them zeroed at the next step: 2 to 6 % of a CPU step."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        c = ctypes.CDLL(None)
-        c.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the most that every version takes
-        c.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    memory.keep_freed()
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:

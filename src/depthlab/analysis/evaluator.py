@@ -4,31 +4,19 @@ The images are standardised once and stay where they are; a point is a vector of
 (folding.py) and run through them. The network itself is only read.
 """
 
-import contextlib
 import copy
-import ctypes
-import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthlab import memory
 from depthlab.analysis import Images
 from depthlab.analysis.directions import Layout
 from depthlab.analysis.folding import Folded
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
-
-
-@functools.cache
-def keep_memory() -> None:
-    """Have freed memory stay with the process: glibc hands every activation above some 100 kB back to the system and
-    gets it anew, zeroed, a tenth of a small network's time. Elsewhere nothing happens."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its largest
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 @dataclass
@@ -72,7 +60,7 @@ class Evaluator:
         recalibrate: int | None = None,
         winograd: bool = True,
     ) -> None:
-        keep_memory()
+        memory.keep_freed()
         self.layout, self.images = Layout(net), images
         device = images.x.device
         dtype = self.layout.dtype if precision == "32" else PRECISIONS[precision]

@@ -3,7 +3,7 @@
 The loop is what public scripts do (the habits of tomgoldstein/loss-landscape): write the point's weights into the
 network, walk a DataLoader with PIL images, ToTensor and Normalize in batches of 128, fp32, BatchNorm as a layer.
 Ours is evaluator.py in fp32 (all it has), in fp32 without Winograd, and in bf16. The loop has a process of its own,
-as a public script would, so that evaluator.keep_memory does not help it. Seconds are the processor's: on a busy machine
+as a public script would, so that memory.keep_freed does not help it. Seconds are the processor's: on a busy machine
 the clock says little. On a GPU they are the clock's.
 """
 
