@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from callbacks.record import Record
 from depthlab.analysis import Images, Result, choose, files, measure, needs
 from depthlab.problem import Problem
-from depthlab.schedules import run_points
+from depthlab.schedules import run_length, run_points
 
 
 class Analyse(Callback):
@@ -72,7 +72,7 @@ class Analyse(Callback):
         if set(needs(analysis)) - {"net", "batches"}:
             raise ValueError(f"{where}: this analysis needs a finished run; use src/analyze.py")
         points = sorted({*at, *(range(every, epochs + 1, every) if every and epochs else ())})
-        run_epochs = epochs and max(1, round(epochs * budget))
+        run_epochs = epochs and run_length(epochs, budget)
         self.run_at = set(run_points(points, epochs, run_epochs) if epochs else points)
         self.every = None if epochs else every
         self.at_steps, self.every_steps, self.step = set(at_steps), every_steps, 0

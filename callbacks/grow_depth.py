@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from callbacks.schedule import Schedule
 from depthlab import growth
 from depthlab.problem import Problem
+from depthlab.schedules import run_length
 
 
 class GrowDepth(Callback):
@@ -54,7 +55,7 @@ class GrowDepth(Callback):
         if momentum not in ("reset", "copy"):
             raise ValueError(f"grow.momentum must be reset or copy, got {momentum!r}")
         self.run_at = growth.growth_epochs(at, epochs, budget)
-        self.run_epochs = max(1, round(epochs * budget))
+        self.run_epochs = run_length(epochs, budget)
         self.momentum = momentum
         self.start: tuple[int, ...] | None = None  # blocks per stage in the first epoch
 

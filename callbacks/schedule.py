@@ -49,7 +49,7 @@ class Schedule(Callback):
         check(epochs * budget >= 0.5, "budget", f">= {least:.2g}, or no epoch of {epochs} is left", f"{budget:g}")
         self.epochs = epochs
         self.budget = budget
-        self.run_epochs = max(1, round(epochs * budget))
+        self.run_epochs = schedules.run_length(epochs, budget)
 
     def lr(self, t: int, steps_per_epoch: int) -> float:
         """The rate used by step `t` (0-based) of the full recipe."""

@@ -27,7 +27,7 @@ from typing import Any
 from torch import nn
 
 from depthlab.records import training_flops
-from depthlab.schedules import run_points
+from depthlab.schedules import run_length, run_points
 
 
 def sources(n: int) -> list[int]:
@@ -69,7 +69,7 @@ def growth_epochs(at: Sequence[int], epochs: int, budget: float = 1.0) -> tuple[
         raise ValueError(
             f"grow.at must be rising epochs after 0 and before the last, {epochs} (grow.epochs), got {list(at)}"
         )
-    run_epochs = max(1, round(epochs * budget))
+    run_epochs = run_length(epochs, budget)
     points = run_points(at, epochs, run_epochs)
     if not rising([0, *points, run_epochs]):
         enough = next((n for n in range(run_epochs + 1, epochs) if rising([0, *run_points(at, epochs, n), n])), epochs)

@@ -121,6 +121,11 @@ def one_cycle(
     return cosine(min(1.0, (t - peak) / (last - peak)), lr_min=end, lr_max=lr_max)
 
 
+def run_length(epochs: int, budget: float) -> int:
+    """Epochs of a run: those of the recipe, scaled by the budget, at least one."""
+    return max(1, round(epochs * budget))
+
+
 def run_points(points: Sequence[int], epochs: int, run_epochs: int) -> tuple[int, ...]:
     """Epochs of a recipe of `epochs` as epochs of a run of `run_epochs`, to the nearest whole one (halves go up)."""
     return tuple((2 * p * run_epochs + epochs) // (2 * epochs) for p in points)
