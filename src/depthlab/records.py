@@ -29,6 +29,7 @@ NOT_IDENTITY = {
     "limit_val_batches": "watches",
     "classes": "checks the arrays",
 }
+WHEN = ("at", "every", "at_steps", "every_steps")  # of `analyses`: when to measure
 
 
 def identity_of(config: dict[str, Any]) -> dict[str, Any]:
