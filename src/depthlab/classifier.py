@@ -184,25 +184,29 @@ class Classifier(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        self.change_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.momentum_style == "keras":
+            rescale_momentum(optimizer)
+
+    def change_gradients(self, optimizer: torch.optim.Optimizer, clip: float | None, algorithm: str | None) -> None:
+        """Decay towards the identity, and clipping."""
         towards_identity = self.decay_towards == "identity"
-        if gradient_clip_val is not None or towards_identity:
+        if clip is not None or towards_identity:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             # fp16: a fused optimiser would unscale later, inside its step; for others Lightning has done it
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 scaler.unscale_(optimizer)
         if towards_identity:
             centre_decay(self.net, self.weight_decay)
-        if gradient_clip_val is not None:
+        if clip is not None:
             for group in optimizer.param_groups:
                 if group.get("l2"):
                     params = [p for p in group["params"] if p.grad is not None]
                     torch._foreach_add_([p.grad for p in params], [p.detach() for p in params], alpha=group["l2"])
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(self.net.parameters(), gradient_clip_val)
+            if algorithm == "value":
+                nn.utils.clip_grad_value_(self.net.parameters(), clip)
             else:  # not self.clip_gradients(): Lightning refuses fused optimisers that have not been unscaled
-                nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
-        if self.momentum_style == "keras":
-            rescale_momentum(optimizer)
+                nn.utils.clip_grad_norm_(self.net.parameters(), clip)
 
 
 def rescale_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -45,7 +45,8 @@ class Batches:
         subset: (n,) int64, the only images to use, in this order; None for all.
 
     Yields:
-        x (b, 3, H, W) float32 and y (b,) int64, on the images' device.
+        x (b, 3, H, W) float32 and y (b,) int64, on the images' device. Where `deferred` is set, what `finish` makes
+        them of: draws (b, k) or None, and the images' indices (b,).
 
     Raises:
         Problem: where the batches cannot be dealt equally over the processes.
@@ -84,7 +85,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         self.subset = None if subset is None else subset.cpu()
         self.count = len(images) if subset is None else len(subset)
-        self.epoch = 0
+        self.epoch, self.deferred = 0, False
         # One row of pixels long: a broadcast over 96 numbers is 5 times faster on a CPU than one over 3.
         self.mean, self.std = (
             torch.as_tensor(v, dtype=torch.float32).repeat(images.shape[2]).to(images.device) for v in (mean, std)
@@ -155,19 +156,26 @@ class Batches:
             draws = self.augment.draw(self.count, self.images.shape[1], random).to(device)
         if self.subset is not None:
             order = self.subset if order is None else self.subset[order]
+        if order is None and self.deferred:
+            order = torch.arange(self.count)
         if order is not None:
             order = order.to(device)
         for start, stop in self.bounds:
             share = stop - start
             first, end = (start + share * r // self.world_size for r in (self.rank, self.rank + 1))
             here = slice(first, end)
-            if order is None:
-                x, y = self.images[here], self.labels[here]
-            else:
-                x, y = self.images.index_select(0, order[here]), self.labels.index_select(0, order[here])
-            yield self._finish(x, None if draws is None else draws[here]), y
+            part = None if draws is None else draws[here], here if order is None else order[here]
+            yield part if self.deferred else self.finish(*part)
 
-    def _finish(self, x: Tensor, draws: Tensor | None) -> Tensor:
+    def finish(self, draws: Tensor | None, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The batch of the images `index` with their draws."""
+        if isinstance(index, slice):
+            x, y = self.images[index], self.labels[index]
+        else:
+            x, y = self.images.index_select(0, index), self.labels.index_select(0, index)
+        return self._standardised(x, draws), y
+
+    def _standardised(self, x: Tensor, draws: Tensor | None) -> Tensor:
         """Augment and standardise: (b, H, W, 3) uint8 -> (b, 3, H, W) float32."""
         late = self.augment is not None and self.augment.after_standardising
         if self.augment is not None and not late:
