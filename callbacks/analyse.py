@@ -11,6 +11,7 @@ Scalars go to the loggers as `<name>/<key>` and into `rows`, which travel in the
 broken one beside its `step`.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.record import Record
-from depthlab.analysis import Images, Result, choose, files, measure, needs
+from depthlab.analysis import Images, Result, asked, choose, files, measure, needs
 from depthlab.problem import Problem
 from depthlab.schedules import run_length, run_points
 
@@ -77,6 +78,9 @@ class Analyse(Callback):
         self.every = None if epochs else every
         self.at_steps, self.every_steps, self.step = set(at_steps), every_steps, 0
         self.analysis, self.split, self.images, self.batches, self.folder = analysis, split, images, batches, folder
+        choice = {"split": split, "images": images} if batches is None and "batches" in needs(analysis) else {}
+        options = asked.options(getattr(analysis, "keywords", {}) | choice)
+        self.about = {"name": self.name, **json.loads(json.dumps(options, default=repr))}
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -132,6 +136,6 @@ class Analyse(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=max(0, trainer.global_step - 1))
         if self.folder is not None:
-            about = {"analysis": self.name, "epoch": epoch, "step": trainer.global_step}
+            about = {"analysis": self.about, "epoch": epoch, "step": trainer.global_step}
             when = f"epoch{epoch:04d}" if step is None else f"step{step:06d}"
             files.write(self.folder, f"{self.name}-{when}", result, about)

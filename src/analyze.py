@@ -20,8 +20,6 @@ from omegaconf import DictConfig
 from command_line import answering
 from depthlab.problem import Problem
 
-NO_NUMBERS = ("_target_", "figure", "extra", "check", "workers")  # of an analysis: other options change what comes out
-
 
 def trained(config: dict[str, Any], checkpoint: dict[str, Any], num_classes: int, device: Any) -> Any:
     """The run's network as its checkpoint has it: shape, weights and precision.
@@ -152,10 +150,8 @@ def opened(folder: Path, section: dict[str, Any]) -> tuple[dict[str, Any], dict[
         config = json.loads(path.read_text())
         path = folder / "last.ckpt"
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        options = {key: value for key, value in section.items() if key not in NO_NUMBERS}
-        return config, checkpoint, {
-            "analysis": options, "step": checkpoint["global_step"], "growth": checkpoint.get("growth")
-        }  # fmt: skip
+        subject = {"analysis": {"name": section["name"], **options(section)}, "step": checkpoint["global_step"]}
+        return config, checkpoint, subject | {"growth": checkpoint.get("growth")}
     except Exception as error:
         what = "checkpoint" if path.suffix == ".ckpt" else "configuration"
         raise Problem(f"{path}: not a readable {what} of depthlab ({type(error).__name__})") from error
@@ -167,14 +163,16 @@ def known(folder: Path, section: dict[str, Any], subject: dict[str, Any]) -> Any
     Raises:
         Problem: another one is there.
     """
-    from depthlab.analysis import files
+    from depthlab.analysis import asked, files
 
     name = section["name"]
     if (there := files.read(folder, name)) is None:
         return None
     result, about = there
     for key, now in subject.items():
-        if about.get(key) != now:
+        if not (asked.counts(about, now) if key == "analysis" else about.get(key) == now):
+    from depthlab.analysis.asked import options
+
             way_out = f"{key} was {about.get(key)} and is {now}; force=true measures anew"
             raise Problem(f"{files.json_path(folder, name)}: another measurement is there, its {way_out}")
     print(f"{folder.name}: {name} is there, see {files.json_path(folder, name)}")

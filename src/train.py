@@ -247,15 +247,17 @@ def run(config: dict[str, Any]) -> int:
 def measure(config: dict[str, Any], folder: Path) -> None:
     """What `analyses` asks for of the last epoch and a finished run lacks, because it was trained without."""
     from analyze import analyze
-    from depthlab import records
-    from depthlab.analysis import device_of
+    from depthlab.analysis import asked, device_of
+    from depthlab.records import WHEN
 
-    for name in records.unmeasured(config, folder):
+    for name in asked.unmeasured(config, folder):
         quieten()
-        when = ("at", "every", "at_steps", "every_steps")
-        section = {k: v for k, v in config["analyses"][name].items() if k not in when} | {"name": name}
+        section = {k: v for k, v in config["analyses"][name].items() if k not in WHEN} | {"name": name}
         device = device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto")
-        analyze(folder, section, device, config["data_dir"], force=False)
+        analyze(folder, section, device, config["data"]["dir"], force=True)  # what is there has other options
+    for name in asked.missed(config, folder):
+        said = "only its last epoch is measured; delete the folder to train it once more"
+        print(f"{folder.name}: trained without analyses.{name}, {said}")
 
 
 def writable(folder: Path) -> Path:

@@ -69,27 +69,11 @@ def run_name(config: dict[str, Any]) -> str:
     return "-".join([*names, f"s{config['seed']}", digest])
 
 
-def unmeasured(config: dict[str, Any], folder: Path) -> list[str]:
-    """The `analyses` asked for after the last epoch that a finished run in `folder` lacks: another study trained it."""
-    path, last = folder / "result.json", config["sched"]["epochs"]
-    if not config["analyses"] or not path.exists() or not (folder / "last.ckpt").exists():
-        return []
-    record = json.loads(path.read_text())
-    if record["diverged"]:
-        return []
-    due = [
-        name for name, of in config["analyses"].items()
-        if last in of.get("at", []) or last % (of.get("every") or last + 1) == 0
-    ]  # fmt: skip
-    ends = "", f"-epoch{record['epochs']:04d}"
-    return [name for name in due if not any((folder / f"analysis-{name}{end}.json").exists() for end in ends)]
-
-
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside and rename: a reader sees the whole file or the old one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)

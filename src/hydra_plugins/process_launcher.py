@@ -132,8 +132,9 @@ class ProcessLauncher(Launcher):
             Problem: with a line for each job that cannot run.
         """
         from configuration import data_problems, problems, resolve
+        from depthlab.analysis.asked import unmeasured
         from depthlab.problem import Problem
-        from depthlab.records import run_name, unmeasured
+        from depthlab.records import run_name
 
         jobs: dict[str, Job] = {}
         complaints: dict[str, str] = {}

@@ -35,14 +35,22 @@ def write(folder: Path, name: str, result: Result, about: Mapping[str, Any], png
         write_bytes(path.with_suffix(".png"), png)
     write_json(path, {**about, "scalars": plain(result.scalars)})
 
+def about(folder: Path, name: str) -> dict[str, Any] | None:
+    """The JSON, None if there is none."""
+    try:
+        return json.loads(json_path(folder, name).read_text())
+    except FileNotFoundError:
+        return None
+
+
 
 def read(folder: Path, name: str) -> tuple[Result, dict[str, Any]] | None:
     """What `write` was given: the result and `about`; None if there is nothing, or half of it."""
-    path = json_path(folder, name)
+    if (said := about(folder, name)) is None:
+        return None
     try:
-        about = json.loads(path.read_text())
-        with np.load(path.with_suffix(".npz")) as arrays:
-            return Result(about.pop("scalars"), dict(arrays)), about
+        with np.load(json_path(folder, name).with_suffix(".npz")) as arrays:
+            return Result(said.pop("scalars"), dict(arrays)), said
     except FileNotFoundError:
         return None
 

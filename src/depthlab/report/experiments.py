@@ -19,8 +19,10 @@ from typing import Any
 import yaml
 
 from depthlab.problem import Problem
+from depthlab.records import WHEN
 
 Cell = dict[str, Any]  # axis -> value, e.g. {"arch": "plain11", "sched": "sgd"}
+DURING = "/analysis@analyses."  # an entry of the defaults list
 
 PAPER_KEYS = {
     "title", "cite", "url", "metric", "labels", "published", "notes", "ratios", "leave_out", "padding", "rates",
@@ -47,6 +49,7 @@ class Experiment:
     budget: float = 1.0
     precision: str = "32-true"
     runs: bool = True  # False: nothing is swept, `paper["figure"]` computes
+    analyses: dict[str, dict[str, Any]] = field(default_factory=dict)  # during training: {analysis: its file, options}
 
     @property
     def metric(self) -> str:
@@ -91,6 +94,15 @@ class Experiment:
         overrides = [f"{key}={_cli(value)}" for key, value in choices.items()]
         return " ".join(["python src/train.py", f"experiment={self.id}", *overrides])
 
+    def analysis_command(self, name: str, folders: list[str], again: bool = False) -> str:
+        """The command that measures finished runs so; `again` where other measurements are in the way."""
+        options = {"analysis": name} | self.analyses.get(name, {})
+        choice = options.pop("analysis")
+        choices = {"run": folders, "analysis": choice} | {f"analysis.{key}": value for key, value in options.items()}
+        choices |= {"analysis.name": name} if choice != name else {}
+        choices |= {"force": True} if again else {}
+        return " ".join(["python src/analyze.py", *(f"{key}={_cli(value)}" for key, value in choices.items())])
+
 
 def load_experiment(path: str | Path, id: str) -> Experiment:
     """Read an experiment file.
@@ -112,8 +124,11 @@ def load_experiment(path: str | Path, id: str) -> Experiment:
         )
     axes = {key: sweep_values(value, f"{path}: hydra.sweeper.params.{key}") for key, value in params.items()}
     seeds = axes.pop("seed", [raw.get("seed", 0)])
-    fixed = {key.split("/")[-1]: choice for entry in raw.get("defaults") or [] if isinstance(entry, dict)
-             for key, choice in entry.items()}  # fmt: skip
+    defaults = [item for entry in raw.get("defaults") or [] if isinstance(entry, dict) for item in entry.items()]
+    fixed = {key.split("/")[-1]: choice for key, choice in defaults}
+    analyses = {key.removeprefix(DURING): {"analysis": choice} for key, choice in defaults if key.startswith(DURING)}
+    for key, section in (raw.get("analyses") or {}).items():
+        analyses.setdefault(key, {}).update({k: v for k, v in section.items() if k not in WHEN})
     for number, entry in enumerate(paper.get("published") or []):
         for key in entry.keys() & axes.keys():
             if entry[key] not in axes[key]:
@@ -122,7 +137,7 @@ def load_experiment(path: str | Path, id: str) -> Experiment:
     return Experiment(
         id=id, axes=axes, seeds=seeds, paper=paper, data=None if "data" in axes else fixed.get("data"),
         budget=float(raw.get("budget", 1.0)), precision=str((raw.get("trainer") or {}).get("precision", "32-true")),
-        runs=bool(params),
+        runs=bool(params), analyses=analyses,
     )  # fmt: skip
 
 
@@ -158,6 +173,8 @@ def _number(text: str) -> Any:
 
 
 def _cli(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_cli, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

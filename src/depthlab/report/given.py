@@ -90,20 +90,30 @@ class Given:
 
     def unmeasured(self, name: str) -> list[str]:
         """A line with the command for the finished runs that `measured` leaves out, if there are any."""
-        runs = [r["folder"] for row in self.rows for r in row.finished if not measurement(r, name)]
-        command = f"python src/analyze.py run=[{','.join(runs)}] analysis={name}"
-        return [f"Not measured: {len(runs)} runs.", f"    {command}"] if runs else []
+        lacking = [r for row in self.rows for r in row.finished if not file_of(r, name)]
+        with_other_options = any(file_of(r | {"asked": {}}, name) for r in lacking)
+        return self.to_measure(name, [r["folder"] for r in lacking], again=with_other_options)
+
+    def to_measure(self, name: str, runs: list[str], what: str = "runs", again: bool = False) -> list[str]:
+        """The line with the command for the runs in these folders; `again` replaces what was measured there."""
+        command = self.experiment.analysis_command(name, runs, again)
+        return [f"Not measured: {len(runs)} {what}.", f"    {command}"] if runs else []
 
 
 def measurement(record: Record, name: str) -> Any:
     """The `Result` of an analysis of the run's last weights, None where there is none."""
     from depthlab.analysis import files
 
-    folder = Path(record["folder"])
-    for file in (name, f"{name}-epoch{record['epochs']:04d}"):
-        if (found := files.read(folder, file)) and found[1].get("step") == record["steps"]:
-            return found[0]
-    return None
+    file = file_of(record, name)
+    found = files.read(Path(record["folder"]), file) if file else None
+    return found and found[0]
+
+
+def file_of(record: Record, name: str) -> str | None:
+    """What it was written as, with the options that the experiment asks for."""
+    from depthlab.analysis import asked
+
+    return asked.last_weights(record, Path(record["folder"]), name, record.get("asked", {}).get(name))
 
 
 def draw(given: Given) -> Drawn:

@@ -181,8 +181,7 @@ def initialisation(given: Given) -> Drawn:
     title = f"Starts that train: final training loss below {TRAINS_BELOW:g}"
     said = []
     for arch, runs in unmeasured(given, measured).items():
-        said += [f"Not measured: {len(runs)} runs of {arch}.",
-                 f"    python src/analyze.py run=[{','.join(runs)}] analysis=minima"]  # fmt: skip
+        said += given.to_measure("minima", runs, f"runs of {arch}")
     return Drawn({"": picture(given, cells)}, {"starts": Table(title, header, lines, rows)}, said)
 
 

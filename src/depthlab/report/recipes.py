@@ -45,6 +45,12 @@ class Recipes:
         """Of the cell's runs, whatever their seed, budget and precision."""
         return self._answer("identity", experiment, cell, lambda config: identity_of(config))
 
+    def analyses(self, experiment: Experiment) -> dict[str, dict[str, Any]]:
+        """What its runs measure during training, with all options."""
+        return (
+            self._answer("analyses", experiment, {}, lambda config: config["analyses"]) if experiment.analyses else {}
+        )
+
     def cost(self, experiment: Experiment, cell: Cell) -> dict[str, float]:
         """`flops` and `images` of one run, to train; {} where the number of images is not known."""
         return self._answer("cost", experiment, cell, lambda config: cost(config, self.build))
@@ -64,7 +70,7 @@ class Recipes:
 
 
 class Expected:
-    """What `tables.tabulate` asks for the identities of an experiment's cells: found when it asks."""
+    """What `tables.tabulate` asks of an experiment: its cells' identities and its analyses, found when it asks."""
 
     def __init__(self, recipes: Recipes, experiment: Experiment) -> None:
         self.recipes, self.experiment = recipes, experiment
@@ -72,6 +78,9 @@ class Expected:
 
     def get(self, key: str) -> dict[str, Any]:
         return self.recipes.identity(self.experiment, self.cells[key])
+
+    def analyses(self) -> dict[str, dict[str, Any]]:
+        return self.recipes.analyses(self.experiment)
 
 
 def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:

@@ -85,6 +85,7 @@ def tabulate(experiment: Experiment, records: Iterable[Record], expected: Any = 
     Args:
         expected: the identity that each cell's runs must have, by `cell_key(cell)`: a dict, or what has its `get`.
             Without it the recipe of this experiment's own runs, or else the one with most runs, is taken.
+            The `analyses` that it has go with every record, as `asked`: see `given.measurement`.
 
     Returns:
         Blocks, the experiment's data set first, then by falling budget, unreduced precision first.
@@ -107,6 +108,10 @@ def tabulate(experiment: Experiment, records: Iterable[Record], expected: Any = 
             row, others = split(experiment, cell, by_cell[key], expected.get(key) if asked else None)
             block.rows.append(row)
             block.others += others
+        if any(r.get("analyses") for row in [*block.rows, *block.others] for r in row.records):
+            asked = getattr(expected, "analyses", dict)()
+            for row in [*block.rows, *block.others]:
+                row.records = [r | {"asked": asked} for r in row.records]
         if block.records or block.others or (data, budget, precision) == (
             experiment.data, float(experiment.budget), experiment.precision
         ):  # fmt: skip
