@@ -12,7 +12,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from depthlab.analysis.directions import Layout
-from depthlab.analysis.trajectory import store
+from depthlab.analysis.trajectory import FOLDER, store
+from depthlab.problem import Problem
 
 
 class Trajectory(Callback):
@@ -44,3 +45,17 @@ class Trajectory(Callback):
     def store(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         if trainer.is_global_zero:
             store(self.folder, epoch, Layout(pl_module.net).vector(pl_module.net), self.dtype)
+
+
+def check_path(folder: Path, every: int | None, done: bool = False) -> None:
+    """Before a run goes on, or is taken for what is asked for.
+
+    Raises:
+        Problem: its path would have an end or a beginning in mid-training.
+    """
+    stored = (folder / FOLDER).exists()
+    if every is not None and not stored:
+        raise Problem(f"{folder}: trained without trajectory.every; delete the folder to train it once more")
+    if every is None and stored and not done:
+        way_out = f"set trajectory.every again, or delete {folder / FOLDER}"
+        raise Problem(f"{folder}: trained with trajectory.every so far, and its path would end here; {way_out}")

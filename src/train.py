@@ -149,12 +149,14 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     """
     from callbacks.checkpoint import resume_point
     from callbacks.loggers import log_final
+    from callbacks.trajectory import check_path
     from depthlab import records
 
     name = records.run_name(config)
     folder = Path(config["runs_dir"]).absolute() / name
     model, data, trainer, record, divergence, analyses = assemble(config, folder)
-    checkpoint = resume_point(folder, record.identity)
+    if checkpoint := resume_point(folder, record.identity):
+        check_path(folder, config["trajectory"]["every"])
     if trainer.is_global_zero:
         records.write_json(folder / "config.json", config)
     trainer.fit(model, data, ckpt_path=checkpoint)
@@ -201,6 +203,7 @@ def run(config: dict[str, Any]) -> int:
     from filelock import FileLock, Timeout
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from callbacks.trajectory import check_path
     from depthlab import records
 
     name = records.run_name(config)
@@ -216,8 +219,7 @@ def run(config: dict[str, Any]) -> int:
         if (folder / "result.json").exists():
             lock.release()  # which analyses take, to add to the record
             measure(config, folder)
-            if config["trajectory"]["every"] is not None and not (folder / "trajectory").exists():
-                raise Problem(f"{folder}: trained without trajectory.every; delete the folder to train it once more")
+            check_path(folder, config["trajectory"]["every"], done=True)
             print(f"{name}: done, see {folder / 'result.json'}")
             return 0
         result = train(config)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from callbacks.checkpoint import last_checkpoint
-from callbacks.trajectory import Trajectory
+from callbacks.trajectory import Trajectory, check_path
 from depthlab import Classifier
 from depthlab.analysis import Result, drawing
 from depthlab.analysis.directions import Layout
@@ -197,3 +197,14 @@ def test_paraview_file():
     np.testing.assert_allclose(loss, result.arrays["loss"].T, rtol=1e-8)
     np.testing.assert_allclose(points[0, :, 0], result.arrays["x"])  # x runs fastest
     np.testing.assert_allclose(points[:, 0, 1], result.arrays["y"])
+
+
+def test_a_path_has_no_end_in_mid_training(tmp_path):
+    check_path(tmp_path, None)
+    with pytest.raises(Problem, match=r"trained without trajectory\.every; delete the folder"):
+        check_path(tmp_path, 1)
+    (tmp_path / "trajectory").mkdir()
+    check_path(tmp_path, 1)
+    check_path(tmp_path, None, done=True)
+    with pytest.raises(Problem, match=r"its path would end here; set trajectory\.every again, or delete .*trajectory"):
+        check_path(tmp_path, None)
