@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from depthlab.analysis.files import write_bytes
+from depthlab.records import write_atomically
 
 NAME = "losses.npy"
 
@@ -42,4 +42,4 @@ class StepLosses(Callback):
         missing = np.full(self.first - len(earlier), np.nan)  # a folder from before this file was kept
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate([earlier, missing, losses.cpu().double().numpy()]))
-        write_bytes(self.path, buffer.getvalue())
+        write_atomically(self.path, buffer.getvalue())

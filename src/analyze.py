@@ -4,10 +4,12 @@
     python src/analyze.py run='runs/ml*' analysis=norms analysis.images=1000
 
 Writes analysis-<name>.{json,npz,png} into the run's folder and the scalars into its result.json; what is there already
-is not measured again. Several runs are drawn together, too. A run broken off is measured as its last.ckpt has it.
+is not measured again. Several runs are drawn together, too; one that cannot be measured is named, also at the end, and
+the exit code is 2. A run broken off is measured as its last.ckpt has it.
 """
 
 import json
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -88,6 +90,26 @@ def analyze(folder: Path, section: dict[str, Any], device: Any, data_dir: str | 
     return result
 
 
+def analyze_each(
+    folders: list[Path], section: dict[str, Any], device: Any, data_dir: str | None, force: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same of several runs: the Results by name, and why the others have none.
+
+    Raises:
+        Problem: as `analyze`, of a single run.
+    """
+    found, failed = {}, {}
+    for folder, name in zip(folders, names_of(folders)):
+        try:
+            found[name] = analyze(folder, section, device, data_dir, force)
+        except (Problem, OSError) as error:
+            if len(folders) == 1:
+                raise
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            failed[name] = str(error)
+    return found, failed
+
+
 def analyze_together(
     folders: list[Path], section: dict[str, Any], device: Any, data_dir: str | None, force: bool
 ) -> dict[str, Any]:
@@ -100,7 +122,7 @@ def analyze_together(
     from depthlab.analysis import choose, measure
     from depthlab.analysis.minima import Run
 
-    names = [folder.resolve().name for folder in folders]
+    names = names_of(folders)
     all_opened = [opened(folder, section) for folder in folders]
     subjects = [subject | {"together": names} for _, _, subject in all_opened]
     if not force and all((folder / f"analysis-{section['name']}.json").exists() for folder in folders):
@@ -129,6 +151,12 @@ def analyze_together(
     return found
 
 
+def names_of(folders: list[Path]) -> list[str]:
+    """The runs' names; where two are the same, their folders."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
 def images(config: dict[str, Any], data_dir: str | None) -> Any:
     """The run's ImageData, perhaps from another folder."""
     from depthlab import ImageData
@@ -144,6 +172,8 @@ def opened(folder: Path, section: dict[str, Any]) -> tuple[dict[str, Any], dict[
         Problem: one of them cannot be read.
     """
     import torch
+
+    from depthlab.analysis.asked import options
 
     path = folder / "config.json"
     try:
@@ -171,8 +201,6 @@ def known(folder: Path, section: dict[str, Any], subject: dict[str, Any]) -> Any
     result, about = there
     for key, now in subject.items():
         if not (asked.counts(about, now) if key == "analysis" else about.get(key) == now):
-    from depthlab.analysis.asked import options
-
             way_out = f"{key} was {about.get(key)} and is {now}; force=true measures anew"
             raise Problem(f"{files.json_path(folder, name)}: another measurement is there, its {way_out}")
     print(f"{folder.name}: {name} is there, see {files.json_path(folder, name)}")
@@ -192,7 +220,7 @@ def keep(
     about |= {"measured": datetime.now(timezone.utc).isoformat(timespec="seconds"), **records.provenance(device)}
     png = drawing.png(get_object(section["figure"])({folder.name: result}))
     for suffix, content in get_object(section["extra"])(folder.name, result).items() if "extra" in section else ():
-        files.write_bytes(files.json_path(folder, name).with_suffix(suffix), content)
+        records.write_atomically(files.json_path(folder, name).with_suffix(suffix), content)
     files.write(folder, name, result, about, png)
     files.add_to_record(folder, name, result)
     print(f"{folder.name}: {name} measured, see {files.json_path(folder, name)}")
@@ -205,6 +233,7 @@ def run(config: dict[str, Any]) -> None:
         raise Problem(f"analysis: say which, there is {', '.join(known)}")
     from configuration import analysis
     from depthlab.analysis import device_of, drawing, files, needs
+    from depthlab.records import write_atomically
     from train import quieten
 
     quieten()
@@ -213,14 +242,17 @@ def run(config: dict[str, Any]) -> None:
     folders = files.run_folders(config["run"])
     options = (device, config["data_dir"], config["force"])
     if "runs" in needs(function):
-        found = analyze_together(folders, section, *options)
+        found, failed = analyze_together(folders, section, *options), {}
     else:
-        found = {f.name: analyze(f, section, *options) for f in folders}
+        found, failed = analyze_each(folders, section, *options)
     if len(found) > 1:
         path = Path(config["together"]) / f"{section['name']}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, drawing.png(get_object(section["figure"])(found)))
+        write_atomically(path, drawing.png(get_object(section["figure"])(found)))
         print(f"{len(found)} runs together: {path}")
+    if failed:
+        lines = [f"    {name}: {why}" for name, why in failed.items()]
+        raise Problem("\n".join([f"{len(failed)} of {len(folders)} runs were not measured:", *lines]))
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="analyze")

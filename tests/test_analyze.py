@@ -115,6 +115,18 @@ def test_several_runs_and_time_saved(runs, tmp_path, monkeypatch):
     assert not (copy / "result.json").exists()  # unfinished: measured all the same
 
 
+def test_one_refusal_does_not_stop_the_list(runs, capsys):
+    """It is named when it happens and at the end."""
+    pattern = f"run=[{runs['plain11']},{runs['ml']}]"
+    with pytest.raises(Problem) as refused:
+        ask(pattern, "analysis=norms", "analysis.name=listed", "analysis.images=20")
+    first, second = str(refused.value).splitlines()
+    assert first == "1 of 2 runs were not measured:"
+    assert second.startswith(f"    {runs['plain11'].name}: Plain11 has no residual blocks")
+    assert f"{runs['plain11'].name}: not measured: Plain11 has no residual blocks" in capsys.readouterr().err
+    assert files.read(runs["ml"], "listed")[0].scalars["images"] == 20
+
+
 def test_weights_that_are_not_finite(runs):
     config = json.loads((runs["ml"] / "config.json").read_text())
     checkpoint = torch.load(runs["ml"] / "last.ckpt", weights_only=True)

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from filelock import FileLock
 
 from depthlab.analysis import Result
 from depthlab.problem import Problem
-from depthlab.records import write_json
+from depthlab.records import write_atomically, write_json
 
 
 def json_path(folder: Path, name: str) -> Path:
@@ -30,10 +29,11 @@ def write(folder: Path, name: str, result: Result, about: Mapping[str, Any], png
     path.unlink(missing_ok=True)  # or, broken off here, it would stand beside arrays that are not its own
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **result.arrays)
-    write_bytes(path.with_suffix(".npz"), buffer.getvalue())
+    write_atomically(path.with_suffix(".npz"), buffer.getvalue())
     if png is not None:
-        write_bytes(path.with_suffix(".png"), png)
+        write_atomically(path.with_suffix(".png"), png)
     write_json(path, {**about, "scalars": plain(result.scalars)})
+
 
 def about(folder: Path, name: str) -> dict[str, Any] | None:
     """The JSON, None if there is none."""
@@ -41,7 +41,6 @@ def about(folder: Path, name: str) -> dict[str, Any] | None:
         return json.loads(json_path(folder, name).read_text())
     except FileNotFoundError:
         return None
-
 
 
 def read(folder: Path, name: str) -> tuple[Result, dict[str, Any]] | None:
@@ -98,9 +97,3 @@ def run_folders(runs: str | Sequence[str] | None) -> list[Path]:
 def plain(scalars: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
     """As JSON can hold them."""
     return {key: None if value is None or not math.isfinite(value) else value for key, value in scalars.items()}
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)

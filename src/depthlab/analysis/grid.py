@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from depthlab.analysis.evaluator import Evaluator, Resident
-from depthlab.analysis.files import write_bytes
+from depthlab.records import write_atomically
 
 EVERY = 5.0  # seconds between two savings
 Point = tuple[float, ...]
@@ -176,7 +176,7 @@ def work(
 def write(path: Path, key: str, values: np.ndarray, done: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), values=values, done=done)
-    write_bytes(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def read(path: Path, key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from depthlab.analysis import evaluating
 from depthlab.analysis.directions import Layout
 from depthlab.analysis.evaluator import Resident
-from depthlab.analysis.files import write_bytes
 from depthlab.problem import Problem
+from depthlab.records import write_atomically
 
 FOLDER, CHUNK = "trajectory", 1 << 14
 
@@ -48,7 +48,7 @@ def store(folder: Path, epoch: int, vector: Tensor, dtype: str) -> None:
     buffer, path = io.BytesIO(), path_of(folder, epoch)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(buffer, vector.detach().cpu().numpy().astype(dtype))
-    write_bytes(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def stored(folder: Path, net: nn.Module) -> dict[int, np.ndarray]:

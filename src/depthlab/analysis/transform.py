@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depthlab.analysis import Images, Result, evaluating, files, like
+from depthlab.analysis import Images, Result, evaluating, like
 from depthlab.equivalence import identity_kernels, twin
-from depthlab.records import write_json
+from depthlab.records import write_atomically, write_json
 
 
 def transform(net: nn.Module, batches: Images, folder: Path) -> Result:
@@ -72,7 +72,7 @@ def write(folder: Path, net: nn.Module) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     (folder / "transformed").mkdir(exist_ok=True)
-    files.write_bytes(folder / "transformed/last.ckpt", buffer.getvalue())
+    write_atomically(folder / "transformed/last.ckpt", buffer.getvalue())
     write_json(folder / "transformed/config.json", config)
 
 
