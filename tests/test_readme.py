@@ -28,3 +28,19 @@ def test_commands_compose(command):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert problems(resolve(compose("train", overrides))) == []
     assert len(COMMANDS) >= 4
+
+
+GROUPS = ("sched", "optim", "grow", "augment", "data", "trainer", "logger", "analysis")  # arch: only examples
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_name_is_listed(group):
+    (line,) = re.findall(rf"^\| `{group}=` \| (.*) \|$", README, re.M)
+    assert {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} <= set(re.findall(r"\w+", line))
+
+
+def test_the_architectures_exist():
+    (line,) = re.findall(r"^\| `arch=` \| (.*) \|$", README, re.M)
+    named = re.findall(r"\b[a-z_]+\d+\w*", line)
+    assert len(named) > 15
+    assert all((ROOT / f"conf/arch/{name}.yaml").exists() for name in named)
