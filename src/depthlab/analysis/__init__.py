@@ -76,6 +76,11 @@ def residual_stages(net: nn.Module) -> list[list[nn.Module]]:
     raise Problem(f"{type(net).__name__} {what}; take a run of a residual network (arch=ml14, arch=resnet20)")
 
 
+def first_blocks(net: nn.Module) -> np.ndarray:
+    """(d,) bool: which of the blocks begin a stage."""
+    return np.array([j == 0 for stage in net.stages for j in range(len(stage))])
+
+
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, the weights' own precision; afterwards every module has its mode back."""

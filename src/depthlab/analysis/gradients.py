@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthlab.analysis import Images, Result, evaluating, like
-from depthlab.analysis.inside import check_one_of, progress
+from depthlab.analysis import Images, Result, evaluating, first_blocks, like
+from depthlab.analysis.inside import check_one_of, normalising, progress
 from depthlab.analysis.norms import norm
 from depthlab.problem import Problem
 
@@ -46,7 +46,7 @@ def gradients(net: nn.Module, batches: Images, batch: int = 128, bn_mode: str = 
     pairs = [(like(net, x), y) for x, y in batches]
     x, y = (torch.cat(tensors) for tensors in zip(*pairs))
     pieces = list(zip(x.split(batch), y.to(x.device).split(batch)))
-    with evaluating(net), torch.enable_grad(), as_in_training(net, bn_mode == "batch"):
+    with evaluating(net), torch.enable_grad(), normalising(net, "training" if bn_mode == "batch" else bn_mode):
         for x, y in progress(pieces, "gradients", len(pieces)):
             with splitting(blocks) as seen:
                 each = F.cross_entropy(net.forward(x), y, reduction="sum")
@@ -85,27 +85,6 @@ def blocks_of(net: nn.Module) -> list[nn.Module]:
             f"{type(net).__name__} has no blocks; take a run of arch=resnet20, plain20, ml14 or simple_plain20"
         )
     return blocks
-
-
-def first_blocks(net: nn.Module) -> np.ndarray:
-    return np.array([j == 0 for stage in net.stages for j in range(len(stage))])
-
-
-@contextmanager
-def as_in_training(net: nn.Module, on: bool = True) -> Iterator[None]:
-    """BatchNorm in evaluation mode by the batch's statistics, gradients through them."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if on else []
-
-    def forward(bn: nn.Module, x: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, bn.weight, bn.bias, training=True, eps=bn.eps)
-
-    try:
-        for bn in norms:
-            bn.forward = partial(forward, bn)  # hides the class's method until it is deleted
-        yield
-    finally:
-        for bn in norms:
-            vars(bn).pop("forward", None)
 
 
 @contextmanager

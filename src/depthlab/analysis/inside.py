@@ -68,16 +68,28 @@ def activations(net: nn.Module, cut: bool = False) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+def input_of(net: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
+    """What reaches `module` of images x."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        net.forward(x)  # not net(x): a compiled network would be compiled anew
+    finally:
+        handle.remove()
+    return seen[0]
+
+
 @contextmanager
 def normalising(net: nn.Module, mode: str) -> Iterator[None]:
     """BatchNorm in evaluation mode by other statistics than the running ones, which stay as they are.
 
     Args:
         mode: "running"; "batch": those of the batch at hand, as constants (no gradient flows through them);
-            "image": those of each image by itself, a function of it, as of a batch of one in training mode.
+            "image": those of each image by itself, a function of it, as of a batch of one in training mode;
+            "training": the batch's with gradients through them.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    by: Callable[..., Tensor] | None = {"batch": by_batch, "image": by_image}.get(mode)
+    by: Callable[..., Tensor] | None = {"batch": by_batch, "image": by_image, "training": by_training}.get(mode)
     try:
         for bn in norms if by else ():
             bn.forward = partial(by, bn)  # hides the class's method until it is deleted
@@ -90,6 +102,10 @@ def normalising(net: nn.Module, mode: str) -> Iterator[None]:
 def by_batch(bn: nn.Module, x: Tensor) -> Tensor:
     var, mean = torch.var_mean(x.detach(), dim=(0, 2, 3), correction=0)
     return F.batch_norm(x, mean, var, bn.weight, bn.bias, training=False, eps=bn.eps)
+
+
+def by_training(bn: nn.Module, x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, bn.weight, bn.bias, training=True, eps=bn.eps)
 
 
 def by_image(bn: nn.Module, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlab.analysis import Images, Result, evaluating, like
-from depthlab.analysis.inside import blocks_of, check_one_of, normalising, progress
+from depthlab.analysis.inside import blocks_of, check_one_of, input_of, normalising, progress
 from depthlab.data.batches import generator
 from depthlab.problem import Problem
 
@@ -64,7 +64,8 @@ def interlayer(
     for x, _ in batches:
         for mode in modes:
             random = generator(seed, f"interlayer/{len(found[mode])}")
-            inside = like(module, input_of(net, blocks[block - 1], like(net, x), MODES[mode]))
+            with evaluating(net), normalising(net, MODES[mode]):
+                inside = like(module, input_of(net, blocks[block - 1], like(net, x)))
             with normalising(module, MODES[mode]), torch.enable_grad():
                 found[mode].append(cushions(module, inside, None if norm == "exact" else probes, random).cpu())
     arrays = {mode: torch.cat(values).double().numpy() for mode, values in found.items()}
@@ -84,18 +85,6 @@ def check(net: nn.Module, block: int, bn_mode: str, norm: str, probes: int) -> N
         raise Problem(f"analysis.block must lie in 1..{n}, the blocks of this network, got {block}")
     if probes < 1:
         raise Problem(f"analysis.probes must be >= 1, got {probes}")
-
-
-def input_of(net: nn.Module, module: nn.Module, x: Tensor, mode: str) -> Tensor:
-    """What reaches `module` of images x in evaluation mode, BatchNorm by `mode` as in `normalising`."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        with evaluating(net), normalising(net, mode):
-            net.forward(x)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def cushions(f: Callable[[Tensor], Tensor], x: Tensor, probes: int | None, random: torch.Generator) -> Tensor:

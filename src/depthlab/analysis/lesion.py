@@ -24,7 +24,8 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from depthlab.analysis import Images, Result, evaluating, like, residual_stages
+from depthlab.analysis import Images, Result, evaluating, first_blocks, like, residual_stages
+from depthlab.analysis.inside import input_of
 from depthlab.analysis.norms import norms
 from depthlab.problem import Problem
 
@@ -56,7 +57,7 @@ def lesion(
             raise Problem(f"analysis.{key} must be >= 1, got {min(values)}")
     stages = residual_stages(net)
     blocks = [block for stage in stages for block in stage]
-    first = np.array([j == 0 for stage in stages for j in range(len(stage))])
+    first = first_blocks(net)
     rng = np.random.default_rng(seed)
     d, later = len(blocks), np.flatnonzero(~first)
     remove = [m for m in remove if m <= len(later)]
@@ -156,7 +157,7 @@ def errors(net: nn.Module, batches: Images, variants: Sequence[Sequence[nn.Modul
         for x, labels in batches:
             bar.total = len(variants) * len(batches) if hasattr(batches, "__len__") else None
             x, labels = like(net, x), labels.to(wrong.device)
-            y = first_input(net, x, blocks[0])
+            y = input_of(net, blocks[0], x)  # what the stem gives
             for j, here in enumerate(begin):
                 for v in here:
                     wrong[v] += (after(net, x, y, variants[v][j:]).argmax(1) != labels).sum()
@@ -165,17 +166,6 @@ def errors(net: nn.Module, batches: Images, variants: Sequence[Sequence[nn.Modul
                     y = blocks[j](y)
             n += len(x)
     return 100 * wrong.cpu().numpy() / n
-
-
-def first_input(net: nn.Module, x: Tensor, block: nn.Module) -> Tensor:
-    """What the stem gives the first block."""
-    seen: list[Tensor] = []
-    hook = block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
-        net.forward(x)  # not net(x): a compiled network would be compiled anew for every lesion
-    finally:
-        hook.remove()
-    return seen[0]
 
 
 def after(net: nn.Module, x: Tensor, y: Tensor, blocks: Sequence[nn.Module]) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depthlab.analysis import Images, Result, evaluating, like, residual_stages
+from depthlab.analysis import Images, Result, evaluating, first_blocks, like, residual_stages
 from depthlab.problem import Problem
 
 
@@ -55,7 +55,7 @@ def norms(net: nn.Module, batches: Images, horizon: float | None = None) -> Resu
             total += sums.cpu()
             n += len(x)
     size, branch = (total / n).numpy()
-    first = np.array([j == 0 for stage in stages for j in range(len(stage))])
+    first = first_blocks(net)
     arrays = {"input": size, "residual": h * branch, "F": branch}
     arrays |= {f"{key}_rms": arrays[key] / np.sqrt(numel[int(key != "input")]) for key in ("input", "residual", "F")}
     arrays["relative"] = arrays["residual"] / size
