@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
-from depthlab.architectures.resnet import Subsample
+from depthlab.architectures.resnet import Subsample, channels
 from depthlab.fused import bn_act
 
 SHORTCUTS = ("avgpool_symmetric", "subsample")
@@ -103,17 +103,12 @@ class MultilevelResNet(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(width, eps=bn_eps, momentum=bn_momentum)
         symmetric = shortcut == "avgpool_symmetric"
-        stages, channels = [], width
-        for k in range(3):
-            stage = nn.Sequential()
-            for j in range(blocks):
-                out, first = width * 2**k, k == j == 0
-                stage.append(PreActivationBlock(channels, out, float(step_size), first, symmetric, bn_eps, bn_momentum))
-                channels = out
-            stages.append(stage)
-        self.stages = nn.ModuleList(stages)
-        self.final_bn = nn.BatchNorm2d(channels, eps=bn_eps, momentum=bn_momentum)
-        self.classifier = nn.Linear(channels, num_classes)
+        h, self.stages = float(step_size), nn.ModuleList()
+        for k, stage in enumerate(channels(width, blocks)):
+            made = (PreActivationBlock(*c, h, k == j == 0, symmetric, bn_eps, bn_momentum) for j, c in enumerate(stage))
+            self.stages.append(nn.Sequential(*made))
+        self.final_bn = nn.BatchNorm2d(4 * width, eps=bn_eps, momentum=bn_momentum)
+        self.classifier = nn.Linear(4 * width, num_classes)
         initialise(self, init)
 
     @property

@@ -29,6 +29,11 @@ from depthlab.fused import bn_act
 SHORTCUTS = ("subsample", "avgpool_symmetric", "projection", "none")
 
 
+def channels(width: int, blocks: int) -> list[list[tuple[int, int]]]:
+    """(in, out) of each of `blocks` blocks in 3 stages of w, 2w and 4w channels."""
+    return [[(width * 2 ** (k - (j == 0 < k)), width * 2**k) for j in range(blocks)] for k in range(3)]
+
+
 class Subsample(nn.Module):
     """Parameter-free shortcut to `channels` channels at half the size. (B, C, H, W) -> (B, channels, H/2, W/2)"""
 
@@ -132,15 +137,9 @@ class ResNet(nn.Module):
 
         self.stem = conv(3, width, 3, padding=1)
         self.stem_bn = bn(width)
-        stages, channels = [], width
-        for k in range(3):
-            blocks = []
-            for _ in range((depth - 2) // 6):
-                blocks.append(Block(channels, width * 2**k, shortcut, conv, bn))
-                channels = width * 2**k
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(channels, num_classes)
+        stages = channels(width, (depth - 2) // 6)
+        self.stages = nn.ModuleList(nn.Sequential(*(Block(*c, shortcut, conv, bn) for c in stage)) for stage in stages)
+        self.classifier = nn.Linear(4 * width, num_classes)
         initialise(self, init, init_scale)
 
     @property

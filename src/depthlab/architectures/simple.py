@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import initialise
-from depthlab.architectures.resnet import Subsample
+from depthlab.architectures.resnet import Subsample, channels
 from depthlab.equivalence import id_entries
 
 
@@ -108,15 +108,9 @@ class SimpleNet(nn.Module):
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"arch.kernel must be odd, got {kernel}")
         self.stem = Layer(nn.Conv2d(3, width, kernel, padding=kernel // 2))
-        stages, channels = [], width
-        for k in range(3):
-            stage = nn.Sequential()
-            for _ in range((depth - 2) // 3):
-                stage.append(self.block(channels, width * 2**k, kernel))
-                channels = width * 2**k
-            stages.append(stage)
-        self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(channels, num_classes)
+        stages = channels(width, (depth - 2) // 3)
+        self.stages = nn.ModuleList(nn.Sequential(*(self.block(*c, kernel) for c in stage)) for stage in stages)
+        self.classifier = nn.Linear(4 * width, num_classes)
 
     def block(self, channels_in: int, channels_out: int, kernel: int) -> Layer:
         stride = channels_out // channels_in
