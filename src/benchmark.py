@@ -1,133 +1,67 @@
 """Speed of training, side by side with the conventional way, in one process, interleaved repetition by repetition.
 
-    python src/benchmark.py                                     plain11, resnet20 and resnet110 on CIFAR-100
+    python src/benchmark.py                                     four networks on CIFAR-100
     python src/benchmark.py --arch resnet20 --data noise        needs no images
+    python src/benchmark.py --arch plain11 --mode fast --profile
+    python src/benchmark.py --grid barz2018/table1 budget=0.1   the hours of a grid on this machine, from timed steps
 
 Images/s of training steps: data, augmentation (crop and flip), forward, backward, optimiser.
     conventional   PIL images, DataLoader with 0 and 2 workers, fp32, NCHW, eager, .item() per step
     ours           the Trainer with all callbacks of src/train.py and what its configuration chooses by itself: memory
-                   format, fused kernel; evaluation and checkpoints lie outside the steps
+                   format, fused kernel; evaluation and checkpoints lie outside the steps. trainer=exact is fp32 and
+                   deterministic, trainer=fast bf16 with all that is fast
     bare           ours without Lightning: the same network, batches and optimiser in a loop of five lines
-Also Lightning's own cost per step, on a tiny network, and the data path alone, both on one thread.
+Also Lightning's own cost per step, on a tiny network, and the data path alone, both on one thread; and runs in
+processes of their own, one and two at once: time from command to first step, peak memory, images/s together.
 """
 
 import argparse
-import contextlib
-import io
 import logging
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from torch import nn
 
+import prediction
 from configuration import checked, explain, network
-from depthlab import conventional, fused
-from depthlab.classifier import parameter_groups
-from depthlab.data import Batches
+from depthlab import conventional, records
 from depthlab.data.sources import load
 from depthlab.problem import Problem
 from depthlab.report import benchmark as page
-from depthlab.timing import Stopwatch, timed
-from train import assemble
+from depthlab.timing import Stopwatch, peak
+from hydra_plugins import side_by_side
+from ways import WARM_UP, Ours, Way, endless, flags, stepping
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-WARM_UP = 5  # steps; more than the four batches that two workers keep ready
 TARGET = 4.0  # seconds of a repetition where --steps does not say
-Way = Callable[[Stopwatch, int], None]  # runs so many steps under the watch
+MODES = {"exact": "32-true", "fast": "bf16-mixed"}
 
 
-class Ours:
-    """A run as src/train.py assembles it, its network kept warm over repetitions."""
-
-    def __init__(self, config: dict[str, Any], net: nn.Module | None = None) -> None:
-        self.config = config
-        with tempfile.TemporaryDirectory() as folder:
-            self.parts = assemble(config, Path(folder))
-        self.net = self.parts.model.net if net is None else net
-
-    def __call__(self, watch: Stopwatch, count: int) -> None:
-        class Timer(pl.Callback):
-            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-                if batch_idx + 1 == WARM_UP:
-                    watch.start()
-                elif batch_idx + 1 == WARM_UP + count:
-                    watch.stop()
-
-        flags(conventional=False)
-        limits = {"max_epochs": 1, "limit_train_batches": WARM_UP + count, "limit_val_batches": 0}
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # the bar's lines
-            parts = assemble(self.config, Path(folder), [Timer()], **limits)
-            parts.model.net = self.net
-            parts.trainer.fit(parts.model, parts.data)
-
-    def batches(self, device: torch.device) -> Batches:
-        data = self.parts.data
-        data.setup()
-        batches = data.train_dataloader()
-        batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
-        batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
-        return batches
-
-    def bare(self, device: torch.device) -> Iterator[None]:
-        """The same training without Lightning, on the same network: a step per `next`, fp32."""
-        model, net = self.parts.model, self.net.to(device)
-        of = self.config["trainer"]
-        optimizer = model.make_optimizer(parameter_groups(net, model.weight_decay, model.decay), lr=0.01)
-        for x, y in endless(self.batches(device)):
-            fused.switch(of["fused"], of["precision"], of["accelerator"], of["compile"])
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(x), y)
-            loss.backward()
-            optimizer.step()
-            yield
-
-
-def flags(conventional: bool) -> None:
-    """Global settings: PyTorch's defaults and cudnn.benchmark as public scripts have them, or src/train.py's."""
-    if conventional:
-        fused.enable(False)  # back on in `assemble` and `bare`
-    torch.use_deterministic_algorithms(not conventional)
-    torch.utils.deterministic.fill_uninitialized_memory = conventional
-    torch.backends.cudnn.benchmark = conventional
-    torch.backends.cudnn.allow_tf32 = conventional
-
-
-def endless(batches: Any) -> Iterator[Any]:
-    while True:
-        yield from batches
-
-
-def stepping(steps: Iterator[Any], like_public_scripts: bool) -> Way:
-    def way(watch: Stopwatch, count: int) -> None:
-        flags(conventional=like_public_scripts)
-        timed(steps, watch, WARM_UP, count)
-
-    return way
+def overrides(arch: str, precision: str, args: argparse.Namespace, *others: str) -> list[str]:
+    """Of `src/train.py` for a benchmarked run: `arch=... trainer=... augment=crop <others>`."""
+    chosen = [f"arch={arch}"]
+    if not (CONF / "arch" / f"{arch}.yaml").exists() and (match := re.fullmatch(r"(resnet|plain)(\d+)", arch)):
+        chosen = ["arch=resnet", f"arch.depth={match[2]}", *(["arch.shortcut=none"] if match[1] == "plain" else [])]
+    accelerator = {"cuda": "gpu"}.get(args.device, args.device)
+    mode = {precision: mode for mode, precision in MODES.items()}.get(precision, "exact")
+    more = [f"data={args.data}", f"data.batch_size={args.batch}", "augment=crop", f"trainer={mode}"]
+    return [*chosen, *more, f"trainer.precision={precision}", f"trainer.accelerator={accelerator}", *others]
 
 
 def composed(arch: str, precision: str, args: argparse.Namespace, *others: str) -> dict[str, Any]:
-    """The configuration of a run, as `src/train.py arch=... trainer.precision=... augment=crop <others>` has it."""
-    overrides = [f"arch={arch}"]
-    if not (CONF / "arch" / f"{arch}.yaml").exists() and (match := re.fullmatch(r"(resnet|plain)(\d+)", arch)):
-        overrides = ["arch=resnet", f"arch.depth={match[2]}", *(["arch.shortcut=none"] if match[1] == "plain" else [])]
-    accelerator = {"cuda": "gpu"}.get(args.device, args.device)
-    more = [f"data={args.data}", f"data.batch_size={args.batch}", "augment=crop", f"trainer.precision={precision}"]
+    """The configuration of a benchmarked run."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose("train", [*overrides, *more, f"trainer.accelerator={accelerator}", *others]))
+        return checked(compose("train", overrides(arch, precision, args, *others)))
 
 
 def interleaved(ways: dict[str, Way], args: argparse.Namespace, limit: int, about: dict[str, Any]) -> list[dict]:
     """One unrecorded round, then `repetitions` rounds of all ways in turn. `limit`: most steps of a repetition."""
-    title = " ".join(map(str, about.values()))
+    title = f"{about['part']} {about['network']}"
     slowest = 0.0
     for name, way in ways.items():
         say(f"{title}: warm-up, {name}")
@@ -162,7 +96,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     limit = len(arrays.train_labels) // args.batch - WARM_UP  # a repetition stays within an epoch
     if limit < 1:
         raise Problem(f"--batch {args.batch}: {len(arrays.train_labels)} images are fewer than {WARM_UP + 1} batches")
-    pil = {n: conventional.loader(arrays, args.batch, n, device.type == "cuda") for n in args.workers}
+    loaders = args.workers if args.against == "conventional" else []
+    pil = {n: conventional.loader(arrays, args.batch, n, device.type == "cuda") for n in loaders}
     threads = torch.get_num_threads()
     rows = []
     torch.set_num_threads(1)
@@ -175,31 +110,60 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows += interleaved(ways, args, limit, {"part": "data", "network": "-"})
     torch.set_num_threads(threads)
     for arch in args.arch:
-        ways = {}
+        ways, ours, parts = {}, {}, {}
+        flops = records.training_flops(network(composed(arch, "32-true", args), device="meta"), first["data"]["size"])
         for workers, batches in pil.items():
             net = network(composed(arch, "32-true", args)).to(device)
             ways[page.conventional(workers)] = stepping(conventional.training(net, batches, device), True)
         for precision in args.precision:
-            ours = Ours(composed(arch, precision, args))
-            ways[f"{page.OURS} {precision}"] = ours
+            name = f"{page.OURS} {precision}"
+            ours[precision] = ways[name] = Ours(composed(arch, precision, args))
             if precision == "32-true":
-                ways[f"{page.BARE} {precision}"] = stepping(ours.bare(device), False)
+                ways[f"{page.BARE} {precision}"] = stepping(ours[precision].bare(device), False)
             if args.compiled:
-                ways[f"{page.OURS} {precision} compiled"] = Ours(
-                    composed(arch, precision, args, "trainer.compile=true")
-                )
+                ways[f"{name} compiled"] = Ours(composed(arch, precision, args, "trainer.compile=true"))
             if args.unfused:
-                ways[f"{page.OURS} {precision} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
-        rows += interleaved(ways, args, limit, {"part": "training", "network": arch})
+                ways[f"{name} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
+            if args.profile:
+                parts |= {name: ours[precision], f"{page.BARE} {precision}": ours[precision].in_parts(device)}
+        rows += interleaved(ways, args, limit, {"part": "training", "network": arch, "flops_per_image": flops})
+        if parts:
+            rows += interleaved(parts, args, limit, {"part": "profile", "network": arch})
     return rows
+
+
+def processes(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs in processes of their own, so many at once, in turn: what each of them reports."""
+    found = []
+    for arch in args.arch:
+        for repetition in range(min(args.repetitions, 3)):
+            for precision in args.precision:
+                for k in args.processes:
+                    say(f"processes {arch}: {repetition + 1}, {k} at once, {precision}")
+                    try:
+                        reports = side_by_side.at_once(k, overrides(arch, precision, args), torch.get_num_threads())
+                    except RuntimeError as error:
+                        raise Problem(f"{k} at once, {arch} {precision}: {error}") from error
+                    about = {"network": arch, "way": f"{page.OURS} {precision}", "at_once": k, "repetition": repetition}
+                    found += [about | report for report in reports]
+    say("")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python src/benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", nargs="+", default=["plain11", "resnet20", "resnet110"], help="names of conf/arch")
-    parser.add_argument("--precision", nargs="+", default=["32-true", "bf16-mixed"], help="of ours")
+    networks = ["plain11", "resnet20", "simple_plain20", "resnet110"]
+    parser.add_argument(
+        "--arch", nargs="+", default=networks, help=f"names of conf/arch; default: {' '.join(networks)}"
+    )
+    parser.add_argument("--mode", default="exact,fast", help="of ours: trainer=exact, fast; default: exact,fast")
+    parser.add_argument("--precision", nargs="+", help="of ours, in place of --mode, e.g. 32-true bf16-mixed")
+    parser.add_argument("--against", choices=["conventional", "nothing"], default="conventional", help="the other way")
+    parser.add_argument(
+        "--profile", action="store_true", help="shares of data, forward, backward, optimiser, Lightning"
+    )
     parser.add_argument("--compiled", action="store_true", help="ours with trainer.compile=true as well")
     parser.add_argument("--unfused", action="store_true", help="ours with trainer.fused=false as well")
     parser.add_argument("--data", default="cifar100", help="cifar10, cifar100, digits or noise; default: cifar100")
@@ -210,17 +174,29 @@ def main(argv: list[str] | None = None) -> int:
         "--workers", type=int, nargs="+", default=[0, 2], help="of the conventional loader; default: 0 2"
     )
     parser.add_argument("--threads", type=int, help="of PyTorch; default: PyTorch's own")
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], metavar="N",
+                        help="runs at once in processes of their own; default: 1 2; no number: none")  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmark"), metavar="DIR")
+    parser.add_argument("--grid", nargs="+", metavar=("EXPERIMENT", "KEY=VALUE"),
+                        help="only predict how long an experiment of conf/experiment takes")  # fmt: skip
     args = parser.parse_args(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     torch.manual_seed(0)
     try:
+        if unknown := [mode for mode in args.mode.split(",") if mode not in MODES]:
+            raise Problem(f"--mode {unknown[0]}: there is {' and '.join(MODES)}")
+        args.precision = args.precision or [MODES[mode] for mode in args.mode.split(",")]
+        if args.grid:
+            print(prediction.predict(args.grid[0], args.grid[1:], torch.device(args.device), args.steps), end="")
+            return 0
         args.out.mkdir(parents=True, exist_ok=True)
         about = page.surroundings(args)
-        text, files = page.write(args.out, about, measure(args))
+        about["peak"] = {precision: peak(precision, torch.device(args.device)) for precision in args.precision}
+        rows = measure(args)
+        text, files = page.write(args.out, about, rows, processes(args))
         print(f"{text}\nWritten: {', '.join(map(str, files))}")
     except (Problem, HydraException, OSError) as error:
         print(f"benchmark: {explain(error) if isinstance(error, HydraException) else error}", file=sys.stderr)

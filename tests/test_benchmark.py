@@ -13,6 +13,7 @@ from depthlab.report import benchmark as page
 from depthlab.timing import Spread, Stopwatch, busy_seconds, timed
 
 TINY = ["--arch", "resnet8", "--repetitions", "2", "--steps", "2", "--threads", "1", "--device", "cpu", "--batch", "50"]
+TINY += ["--processes"]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

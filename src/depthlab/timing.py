@@ -51,6 +51,10 @@ class Stopwatch:
         self.began: tuple[float, float, float | None] | None = None
         self.measured: dict[str, Any] | None = None
 
+    def running(self) -> float:
+        """Seconds since `start()`; does not wait."""
+        return time.perf_counter() - self.began[0]
+
     def start(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -84,6 +88,48 @@ def timed(steps: Iterator[Any], watch: Stopwatch, warm_up: int, count: int) -> N
     for _ in range(count):
         next(steps)
     watch.stop()
+
+
+class Phases:
+    """Seconds between marks: `phases(name)` adds what passed since the last mark to `name`, waiting for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def peak(precision: str, device: torch.device, rounds: int = 20) -> float:
+    """FLOP/s of a large matrix product, the fastest of `rounds`: the most that this machine does in a precision."""
+    n = 2048 if device.type == "cpu" else 8192
+    dtype = {"bf16": torch.bfloat16, "16-m": torch.float16, "64-t": torch.float64}.get(precision[:4], torch.float32)
+    a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
+    watch, rates = Stopwatch(device), []
+    for _ in range(rounds + 1):
+        watch.start()
+        a @ b
+        watch.stop()
+        rates.append(2 * n**3 / watch.measured["seconds"])
+    return max(rates)
+
+
+def age() -> float | None:
+    """Seconds since this process was started; None where the system does not say."""
+    try:  # the 22nd field, counted behind the name, which may hold spaces
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True)

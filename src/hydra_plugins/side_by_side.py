@@ -75,16 +75,51 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "without a word")
 
 
+def memory(device: Any) -> int:
+    """Bytes that this process has held at most, of the device or of the machine."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def room(device: Any) -> float:
     """How many processes like this one fit into the memory there is, of the device or of the machine."""
     import torch
 
+    used = memory(device)
     if device.type == "cuda":
-        return MEMORY * torch.cuda.mem_get_info(device)[1] / torch.cuda.max_memory_reserved(device)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return MEMORY * torch.cuda.mem_get_info(device)[1] / used
     lines = Path("/proc/meminfo").read_text().splitlines() if sys.platform == "linux" else []
     available = [int(line.split()[1]) * 1024 + used for line in lines if line.startswith("MemAvailable")]
     return MEMORY * (available[0] if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / used
+
+
+def at_once(k: int, overrides: list[str], threads: int) -> list[dict[str, Any]]:
+    """What k processes report that train the same run at the same time and share so many threads.
+
+    Raises:
+        RuntimeError: one of them failed, in its last words.
+    """
+    from depthlab.timing import QUIET
+    from hydra_plugins.process_launcher import process, share
+
+    with tempfile.TemporaryDirectory() as folder:
+        line = [sys.executable, "-m", __name__, folder, *overrides]
+        with (Path(folder) / "log").open("wb") as log:
+            more = {"OMP_NUM_THREADS": str(max(1, threads // k)), "PYTHONPATH": os.pathsep.join(sys.path)}
+            trials = [process(line, share(k, []) | more, log) for _ in range(k)]
+        found = together(trials, Path(folder))
+        if found is None:
+            raise RuntimeError(last_line(Path(folder) / "log"))
+    ours = sum(report["cpu_seconds"] for report in found)
+    for report in found:  # each has counted its siblings among the others
+        if report["others"] is not None:
+            whole = report["seconds"] * os.cpu_count()
+            report["others"] = max(0.0, report["others"] - (ours - report["cpu_seconds"]) / whole)
+            report["disturbed"] = report["others"] > QUIET
+    return found
 
 
 def trial(overrides: list[str], folder: Path) -> None:
@@ -93,6 +128,7 @@ def trial(overrides: list[str], folder: Path) -> None:
     from lightning.pytorch import Callback
 
     from configuration import CONF, checked
+    from depthlab.timing import Stopwatch, age
     from train import assemble
 
     class Pace(Callback):
@@ -100,19 +136,22 @@ def trial(overrides: list[str], folder: Path) -> None:
             if not trainer.is_global_zero:  # one report for all ranks
                 return
             step, name = trainer.global_step, folder / str(os.getpid())
+            if step == 1:
+                self.first = age()
             if step == WARM_UP:
                 name.with_suffix(".ready").touch()
                 while not (folder / "go").exists():
                     time.sleep(0.01)
-                self.began, self.images = time.perf_counter(), 0
+                self.watch, self.images = Stopwatch(pl_module.device), 0
+                self.watch.start()
             elif step > WARM_UP:
                 self.images += len(batch[1])
-                seconds = time.perf_counter() - self.began
-                if seconds > SECONDS and not name.with_suffix(".report").exists():
-                    pl_module.running()  # waits for the device
-                    seconds = time.perf_counter() - self.began
-                    rate = self.images * trainer.world_size / seconds
-                    about = {"images_per_second": rate, "room": room(pl_module.device)}
+                if self.watch.running() > SECONDS and self.watch.measured is None:
+                    self.watch.stop()
+                    took = self.watch.measured
+                    rate = self.images * trainer.world_size / took["seconds"]
+                    held = {"room": room(pl_module.device), "memory": memory(pl_module.device)}
+                    about = {"images_per_second": rate, "first_step_seconds": self.first, **held, **took}
                     name.with_suffix(".part").write_text(json.dumps(about))
                     name.with_suffix(".part").rename(name.with_suffix(".report"))
 
