@@ -37,6 +37,8 @@ def build(config: dict[str, Any], section: str, **more: Any) -> Any:
     if "_target_" not in config[section]:
         return None
     arguments = {k: v for k, v in config[section].items() if k not in ABOUT[section]}
+    for key in arguments.keys() & more.keys():
+        raise Problem(f"{section}.{key}={arguments[key]}: leave it out, it follows from the data")
     check_arguments(section, arguments | more)
     try:
         return instantiate(arguments, **more, _convert_="all")
@@ -72,7 +74,7 @@ def check_arguments(section: str, arguments: dict[str, Any]) -> None:
         try:
             TypeAdapter(hints[key], config=ARGUMENTS).validate_python(value)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
+            message = error.errors()[0]["msg"].replace("an instance of Sequence", "a list")
             raise Problem(f"{section}.{key}={value}: {message[0].lower()}{message[1:]}") from error
 
 
@@ -136,6 +138,8 @@ def problems(config: dict[str, Any]) -> list[str]:
             build(config, section)
         except Problem as problem:
             lines.append(str(problem))
+    if any(line.startswith("grow.at") for line in lines) and config["sched"].get("at") == config["grow"]["at"]:
+        lines = [line for line in lines if not line.startswith("sched.at")]  # which follows grow.at
     devices = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
     batch = config["data"]["batch_size"]
     if batch % devices:

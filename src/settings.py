@@ -148,7 +148,7 @@ def value_problems(config: dict[str, Any]) -> list[str]:
     try:
         Settings.model_validate(config)
     except ValidationError as error:
-        lines = []
+        lines, choices = [], {}
         for e in error.errors():
             path = key_of(e["loc"], config)
             key = ".".join(path)
@@ -158,6 +158,8 @@ def value_problems(config: dict[str, Any]) -> list[str]:
             elif e["type"] == "missing":
                 lines.append(f"{'.'.join(map(str, e['loc']))}: this key is missing")
             else:
-                lines.append(f"{key}={e['input']}: {e['msg'][0].lower()}{e['msg'][1:]}")
+                choices.setdefault(f"{key}={e['input']}", []).append(f"{e['msg'][0].lower()}{e['msg'][1:]}")
+        for what, said in choices.items():  # a union complains once for each of its branches
+            lines.append(f"{what}: {' or '.join(said)}".replace(" or input should be", " or"))
         return list(dict.fromkeys(lines))
     return []

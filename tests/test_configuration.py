@@ -70,6 +70,8 @@ def test_depth_is_an_option():
         ("budget=1e-9", "sched.budget must be >= 0.0028"),
         ("seed=99999999999999", "seed=99999999999999: input should be less than 4294967296"),
         ("data.drop_last=no", "data.drop_last=no: input should be a valid boolean"),
+        ("+arch.num_classes=5", "arch.num_classes=5: leave it out, it follows from the data"),
+        ("launcher.jobs=0", "launcher.jobs=0: input should be greater than or equal to 1 or 'auto'"),
         ("data.size=6", "cannot take images of 6x6 (data.size)"),
         ("data.mean=[nan,1,1]", "data.mean"),
         ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: input should be 'auto' or 'ddp'"),
@@ -110,6 +112,12 @@ def test_bad_growth(overrides, line):
     assert found
     assert all(line in said or "sched." in said for said in found)
     assert any(line in said for said in found)
+
+
+@pytest.mark.parametrize("at", ["[110,60]", "60", "[1.5,60]", "null"])
+def test_bad_points_of_growth_are_named_once(at):
+    (line,) = problems(config("sched=multilevel_cosine", "grow=multilevel", "arch=ml14", f"grow.at={at}"))
+    assert line.startswith("grow.at")
 
 
 def test_bad_depth():
