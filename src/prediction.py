@@ -6,12 +6,15 @@
 Runs that differ in seed, schedule and budget only cost the same per step and are timed once, with the Trainer and all
 callbacks; a network that grows is timed at every depth. A run is the steps of its epochs, the validation between them,
 the final test in fp32 of test and training images, and the start of its process; one run at a time. Seconds of the
-clock and of the processor: other processes on the machine disturb the latter less.
+clock and of the processor: other processes on the machine disturb the latter less. What an experiment measures on the
+way (`analyses`) is not counted.
 """
 
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +34,7 @@ from depthlab.problem import Problem
 from depthlab.records import hardware, identity_of
 from depthlab.report.experiments import load_experiment
 from depthlab.report.missing import duration
-from depthlab.timing import Stopwatch, age
+from depthlab.timing import Stopwatch
 from train import assemble
 
 WARM_UP = 5  # steps
@@ -67,22 +70,22 @@ def predict(id: str, overrides: Sequence[str], device: torch.device, steps: int 
     Raises:
         Problem: there is no such experiment, it trains nothing, or a configuration is wrong.
     """
-    start = np.array([age() or 0.0, time.process_time()])  # what a run's process, too, takes to come to life
-    found: dict[str, tuple[list[Timing], Counts]] = {}
-    lines: dict[tuple[str, str], list[Cost]] = {}
-    for config in jobs(id, overrides):
+    found: dict[str, tuple[list[Timing], Counts, Cost]] = {}
+    lines: dict[str, list[Cost]] = {}
+    for line, config in jobs(id, overrides):
         config["trainer"]["accelerator"] = {"cuda": "gpu"}.get(device.type, device.type)
         names = config["arch"]["name"], config["trainer"]["precision"]
         if (key := kind(config)) not in found:
             print(f"timing {' '.join(names)}", file=sys.stderr)
-            found[key] = timed(config, device, steps)
+            timings, counts = timed(config, device, steps)
+            found[key] = timings, counts, around(line, config, timings[0])
         what = " ".join([*names, config["sched"]["name"], *growing(config)])
-        lines.setdefault(what, []).append(start + cost(config, *found[key]))
+        lines.setdefault(what, []).append(cost(config, *found[key]))
     return table(f"{id} {' '.join(overrides)}".strip(), device, lines)
 
 
-def jobs(id: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The checked configuration of every run; an override takes the place of a swept key."""
+def jobs(id: str, overrides: Sequence[str]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Command line and checked configuration of every run; an override takes the place of a swept key."""
     path = CONF / "experiment" / f"{id}.yaml"
     if not path.exists():
         raise Problem(f"--grid {id}: there is no conf/experiment/{id}.yaml")
@@ -90,14 +93,13 @@ def jobs(id: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
     if not experiment.runs:
         raise Problem(f"--grid {id}: this experiment trains nothing")
     given = {text.partition("=")[0] for text in overrides}
-    seen = {}
+    lines = {
+        (f"experiment={id}", *(f"{k}={v}" for k, v in (cell | {"seed": seed}).items() if k not in given), *overrides)
+        for cell in experiment.cells()
+        for seed in experiment.seeds
+    }
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for cell in experiment.cells():
-            for seed in experiment.seeds:
-                swept = [f"{k}={v}" for k, v in (cell | {"seed": seed}).items() if k not in given]
-                config = checked(compose("train", [f"experiment={id}", *swept, *overrides]))
-                seen.setdefault(json.dumps(identity_of(config)), config)
-    return list(seen.values())
+        return [(list(line), checked(compose("train", list(line)))) for line in sorted(lines)]
 
 
 def growing(config: dict[str, Any]) -> list[str]:
@@ -133,6 +135,26 @@ def timed(config: dict[str, Any], device: torch.device, steps: int | None) -> tu
         limited([data.val_dataloader()], of["limit_val_batches"]),
         limited(data.test_dataloader(), of["limit_test_batches"]),
     )
+
+
+def around(line: list[str], config: dict[str, Any], timing: Timing) -> Cost:
+    """What a run costs besides batches: of a real one of an epoch, and of everything a single batch, less these.
+
+    Raises:
+        Problem: it failed, in its last words.
+    """
+    little = ["grow=none", f"budget={1 / config['sched']['epochs']}", "hydra.mode=RUN", "logger=csv"]
+    little += [f"trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), *line, *little, f"runs_dir={folder}"]
+        began, used = time.perf_counter(), os.times()
+        more = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
+        seconds, now = time.perf_counter() - began, os.times()
+    if done.returncode:
+        raise Problem(f"--grid: {' '.join(line)}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+    processor = now.children_user + now.children_system - used.children_user - used.children_system
+    return np.maximum(0, np.array([seconds, processor]) - timing.step - timing.validation - 2 * timing.test)
 
 
 class Pace(pl.Callback):
@@ -179,12 +201,12 @@ def limited(loaders: Sequence[Any], limit: int | float | None) -> int:
     return sum(min(n, limit) if isinstance(limit, int) else int(n * limit) for n in counts)
 
 
-def cost(config: dict[str, Any], timings: list[Timing], counts: Counts) -> Cost:
-    """Of one run, without the start of its process."""
+def cost(config: dict[str, Any], timings: list[Timing], counts: Counts, around: Cost) -> Cost:
+    """Of one run."""
     grow, epochs = build(config, "grow"), build(config, "sched").run_epochs
     spans = pairwise([0, *(grow.run_at if grow is not None else ()), epochs])
     often = config["trainer"]["check_val_every_n_epoch"]
-    total = counts.test * timings[-1].test
+    total = around + counts.test * timings[-1].test
     for timing, (begin, end) in zip(timings, spans, strict=True):
         checks = end // often - begin // often
         total = total + (end - begin) * counts.train * timing.step + checks * counts.validation * timing.validation
