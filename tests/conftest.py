@@ -16,6 +16,16 @@ TINY += ["trainer.limit_test_batches=1", "trainer.limit_val_batches=1", "trainer
 torch.set_num_threads(1)
 
 
+def composed(name: str, *overrides: str) -> dict:
+    """The resolved configuration of conf/<name>.yaml."""
+    from hydra import compose, initialize_config_dir
+
+    from configuration import resolve
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return resolve(compose(name, list(overrides)))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A data folder that has the digits."""

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from lightning.pytorch import Callback
@@ -17,8 +16,8 @@ from lightning.pytorch.loggers import Logger
 from analyze import analyze, run, trained
 from callbacks.analyse import Analyse
 from callbacks.checkpoint import last_checkpoint
-from configuration import analysis, explain, problems, resolve
-from conftest import ROOT, TINY
+from configuration import analysis, explain, problems
+from conftest import ROOT, TINY, composed
 from depthlab import ImageData
 from depthlab.analysis import Result, choose, files
 from depthlab.analysis.lesion import lesion
@@ -27,11 +26,6 @@ from depthlab.analysis.time_saved import time_saved
 from depthlab.problem import Problem
 from tests.growing import EPOCHS, classifier, digest, images, trainer
 from train import train
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose(name, list(overrides)))
 
 
 def ask(*overrides):

@@ -1,18 +1,16 @@
 """Every file composes and builds; every mistake gets one line with key, value and way out."""
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from configuration import build, explain, network, problems, resolve
-from conftest import ROOT
+from configuration import build, explain, network, problems
+from conftest import ROOT, composed
 
 CONF = ROOT / "conf"
 
 
 def config(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("train", list(overrides), return_hydra_config=False))
+    return composed("train", *overrides)
 
 
 def files(group: str) -> list[str]:

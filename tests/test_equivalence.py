@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from configuration import problems, resolve
-from conftest import ROOT, TINY
+from configuration import problems
+from conftest import TINY, composed
 from depthlab import Classifier
 from depthlab.architectures import DominantNet, MultilevelResNet, Plain11, ResNet, SimpleNet
 from depthlab.classifier import penalty
@@ -145,8 +144,7 @@ def test_runs_of_one_seed_are_equivalent(data_dir, tmp_path):
     results, losses = [], []
     for arch in ("simple_residual", "simple_transferred"):
         options = [*tiny, f"arch={arch}", "optim=yu2019", "sched=yu2019", "trainer.precision=64-true", "seed=5"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = resolve(compose("train", options))
+        config = composed("train", *options)
         assert problems(config) == []
         results.append(train_a_run(config))
         losses.append(np.load(tmp_path / results[-1]["name"] / "losses.npy"))

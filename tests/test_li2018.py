@@ -2,20 +2,17 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
-from configuration import build, network, resolve
-from conftest import ROOT
+from configuration import build, network
+from conftest import composed
 from depthlab.architectures.init import initialise
 from depthlab.classifier import parameter_groups
 from depthlab.records import training_flops
 
 
 def config(*overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        recipe = ["data=cifar10", "optim=li2018_sgd", "sched=li2018_step", "augment=crop"]
-        return resolve(compose("train", [*recipe, *overrides]))
+    return composed("train", "data=cifar10", "optim=li2018_sgd", "sched=li2018_step", "augment=crop", *overrides)
 
 
 COUNTS = {  # parameters, forward MMAC

@@ -3,10 +3,9 @@
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from configuration import problems, resolve
-from conftest import ROOT
+from configuration import problems
+from conftest import ROOT, composed
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"python src/train\.py ((?:[\w/=.,+-]+ ?)+)", README)
@@ -25,8 +24,7 @@ def test_library_lines(block, data_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_compose(command):
     overrides = [re.sub(r"=([^,]+),.*", r"=\1", part) for part in command.split() if part != "-m"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert problems(resolve(compose("train", overrides))) == []
+    assert problems(composed("train", *overrides)) == []
     assert len(COMMANDS) >= 4
 
 

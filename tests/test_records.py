@@ -5,17 +5,14 @@ import json
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from configuration import resolve
-from conftest import ROOT
+from conftest import composed
 from depthlab import Plain11, ResNet, records
 
 
 @pytest.fixture(scope="module")
 def config():
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose("train", ["sched=sgdr"]))
+    return composed("train", "sched=sgdr")
 
 
 def changed(config, key, value):

@@ -7,6 +7,16 @@ import torch
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
+def moved(make, by, seed, dtype=torch.float32):
+    """What `make` draws, then moved by N(0, by^2); in training mode but for one of its stages."""
+    torch.manual_seed(seed)
+    net = make().to(dtype).train()
+    for p in net.parameters():
+        p.data += by * torch.randn_like(p)
+    net.stages[1].eval()
+    return net
+
+
 def images(net, *sizes, side=8):
     """Batches of so many images, in the network's precision."""
     random = torch.Generator().manual_seed(2)

@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from configuration import resolve
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, composed
 from depthlab.analysis import Result, asked, files
 from depthlab.report import load_experiment, tabulate
 from depthlab.report.experiments import Experiment
@@ -29,8 +27,7 @@ def config(data_dir, tmp_path_factory):
     places = [f"data.dir={data_dir}", f"runs_dir={tmp_path_factory.mktemp('made')}/runs"]
 
     def config(*overrides):
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return resolve(compose("train", [*TINY, *places, "budget=0.012", *overrides]))
+        return composed("train", *TINY, *places, "budget=0.012", *overrides)
 
     return config
 

@@ -11,7 +11,7 @@ from depthlab.analysis.flow import figure, flow
 from depthlab.analysis.inside import activations
 from depthlab.architectures import MultilevelResNet, ResNet, SimpleNet
 from depthlab.problem import Problem
-from tests.analysis.nets import DEVICES, images, untouched
+from tests.analysis.nets import DEVICES, images, moved, untouched
 
 NETS = {
     "plain": lambda: SimpleNet(10, depth=8, width=3),
@@ -23,11 +23,7 @@ NETS = {
 
 @pytest.fixture(params=NETS)
 def net(request):
-    torch.manual_seed(1)
-    net = NETS[request.param]().double()
-    for p in net.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    return net
+    return moved(NETS[request.param], 0.05, 1, torch.float64)
 
 
 def pooled_from(net, k, a, before):

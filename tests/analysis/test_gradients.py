@@ -11,6 +11,7 @@ from depthlab.analysis import drawing
 from depthlab.analysis.gradients import figure, gradients
 from depthlab.architectures import VGG9, MultilevelResNet, ResNet, SimpleNet
 from depthlab.problem import Problem
+from tests.analysis.nets import moved
 
 NETS = {
     "pre-activation": lambda: MultilevelResNet(3, blocks=2, width=4, step_size=0.5),
@@ -24,12 +25,7 @@ NETS = {
 
 @pytest.fixture(params=NETS)
 def net(request):
-    torch.manual_seed(0)
-    net = NETS[request.param]().double().train()
-    for p in net.parameters():
-        p.data += 0.1 * torch.randn_like(p)
-    net.stages[1].eval()  # not all modules in one mode
-    return net
+    return moved(NETS[request.param], 0.1, 0, torch.float64)
 
 
 @pytest.fixture

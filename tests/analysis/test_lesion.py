@@ -12,6 +12,7 @@ from depthlab.analysis import drawing
 from depthlab.analysis.lesion import exchanged, figure, lesion, spearman
 from depthlab.architectures import MultilevelResNet, ResNet
 from depthlab.problem import Problem
+from tests.analysis.nets import moved
 
 NETS = {
     "multilevel": lambda: MultilevelResNet(blocks=4, width=4, step_size=0.5),
@@ -22,12 +23,7 @@ NETS = {
 
 @pytest.fixture(params=NETS)
 def net(request):
-    torch.manual_seed(1)
-    net = NETS[request.param]().train()
-    for p in net.parameters():
-        p.data += 0.3 * torch.randn_like(p)
-    net.stages[1].eval()  # not all modules in one mode
-    return net
+    return moved(NETS[request.param], 0.3, 1)
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from analyze import run, started
-from configuration import network, resolve
-from conftest import ROOT, TINY
+from configuration import network
+from conftest import TINY, composed
 from depthlab.analysis import drawing
 from depthlab.analysis.directions import Layout
 from depthlab.analysis.evaluator import Evaluator, Resident
@@ -110,11 +109,6 @@ def test_different_networks_are_refused(batches, tmp_path):
     runs = {"a": Run(net(), net()), "b": Run(net(width=4), net(width=4))}
     with pytest.raises(Problem, match=r"run=b: another network's weights.*of one architecture"):
         minima(runs, batches, tmp_path / "s.npz", recalibrate=16)
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose(name, list(overrides)))
 
 
 @pytest.fixture(scope="module")

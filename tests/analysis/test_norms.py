@@ -10,6 +10,7 @@ from depthlab.analysis import Result, drawing
 from depthlab.analysis.norms import difference, figure, norms, slope
 from depthlab.architectures import MultilevelResNet, Plain11, ResNet
 from depthlab.problem import Problem
+from tests.analysis.nets import moved
 
 NETS = {
     "multilevel": lambda: MultilevelResNet(blocks=2, width=4, step_size=0.5),
@@ -20,12 +21,7 @@ NETS = {
 
 @pytest.fixture(params=NETS)
 def net(request):
-    torch.manual_seed(1)
-    net = NETS[request.param]().train()
-    for p in net.parameters():
-        p.data += 0.1 * torch.randn_like(p)
-    net.stages[1].eval()  # not all modules in one mode
-    return net
+    return moved(NETS[request.param], 0.1, 1)
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from analyze import run
-from configuration import resolve
-from conftest import ROOT, TINY
+from conftest import TINY, composed
 from depthlab.problem import Problem
 from train import train
 
@@ -17,11 +15,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose(name, list(overrides)))
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from analyze import run
-from configuration import resolve
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, composed
 from depthlab.report import load_experiment
 from depthlab.report.given import Given, Notes, draw
 from depthlab.report.li2018_numbers import identity_error, rank, trains
@@ -17,11 +15,6 @@ from train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 STARTS = [("resnet20_projection", 0), ("resnet20_noshort", 0), ("resnet20_noshort", 1)]
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose(name, list(overrides)))
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from analyze import run
-from configuration import resolve
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, composed
 from depthlab.problem import Problem
 from depthlab.report import load_experiment
 from depthlab.report.figures import png
@@ -17,11 +15,6 @@ from depthlab.report.tables import tabulate
 from train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose(name, list(overrides)))
 
 
 def made(runs, data_dir, experiment, *overrides):

@@ -4,11 +4,8 @@ import csv
 import json
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
-from configuration import resolve
-from conftest import ROOT
+from conftest import ROOT, composed
 from depthlab.report import load_experiment, read_records, write_report
 from depthlab.report.yu2019_flow import simulated
 from report import build, compose
@@ -49,9 +46,7 @@ def runs(data_dir, tmp_path_factory):
     for name, small in RUNS.items():
         for cell in experiment(name).cells()[:2]:
             options = [f"experiment=yu2019/{name}", f"arch={cell['arch']}", *small, *SMALL]
-            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-                config = hydra_compose("train", [*options, f"data_dir={data_dir}", f"runs_dir={runs}/{name}"])
-            train(resolve(config))
+            train(composed("train", *options, f"data_dir={data_dir}", f"runs_dir={runs}/{name}"))
     return runs
 
 
