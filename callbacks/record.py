@@ -137,6 +137,7 @@ class Record(Callback):
             **{key: value for key, value in self.sessions[-1].items() if key != "first_epoch"},
             "sessions": self.sessions,
             "precision": trainer.precision,
+            "graph": getattr(pl_module, "graphing", False),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "epochs": len(self.rows),
             "steps": trainer.global_step,

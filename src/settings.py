@@ -76,6 +76,7 @@ class Trainer(Section):
     compile: bool
     fused: bool | None
     channels_last: bool | None
+    graph: bool | None
     check_val_every_n_epoch: Positive
     limit_train_batches: Limit
     limit_val_batches: Limit

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,10 +68,12 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     from callbacks.trajectory import Trajectory
     from configuration import analyses, build, network
     from depthlab import Classifier, ImageData, fused, records
+    from depthlab.graphed import GraphedClassifier
 
     quieten()
     settings = config["trainer"] | settings
-    channels_last, compiled, wanted = (settings.pop(key) for key in ("channels_last", "compile", "fused"))
+    choices = ("channels_last", "compile", "fused", "graph")
+    channels_last, compiled, wanted, graph = (settings.pop(key) for key in choices)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = ImageData(
         **{k: v for k, v in config["data"].items() if v is not None},
@@ -84,7 +87,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         channels_last = not settings["precision"].endswith(("32-true", "64-true")) or (fast and fused.narrow(net))
     data.memory_format = "channels_last" if channels_last else "contiguous"
     optim = config["optim"]
-    model = Classifier(
+    model = (Classifier if graph is False else partial(GraphedClassifier, wanted=graph))(
         net,
         hydra.utils.instantiate(optim["optimizer"]),
         weight_decay=optim["weight_decay"] / (data.batch_size if optim.get("wd_norm") == "batch" else 1),
@@ -172,6 +175,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         **{section: config[section]["name"] for section in ("arch", "sched", "grow", "data")},
         "seed": config["seed"],
         "budget": float(config["budget"]),
+        "mode": records.mode(config["trainer"]),
         "flops_per_image": flops_per_image(config, data),
         "evaluated_on": data.evaluated_on,
         **record.summary(trainer, model),

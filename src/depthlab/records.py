@@ -25,6 +25,7 @@ NOT_IDENTITY = {
     "num_nodes": "counted in devices",
     "channels_last": "changes rounding only",
     "fused": "changes rounding only; the record says whether it was on",
+    "graph": "changes rounding only; the record says whether steps were replayed",
     "check_val_every_n_epoch": "watches",
     "limit_val_batches": "watches",
     "classes": "checks the arrays",
@@ -50,6 +51,12 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     if config["grow"]["name"] != "none":
         identity["grow"] = {k: v for k, v in config["grow"].items() if k not in NOT_IDENTITY}
     return canonical(identity | {"seed": config["seed"], "budget": config["budget"]})
+
+
+def mode(trainer: dict[str, Any]) -> str:
+    """ "exact", single or double precision and deterministic, as trainer=exact; or "fast"."""
+    whole = trainer["precision"] in ("32-true", "64-true")
+    return "exact" if whole and trainer["deterministic"] is True and not trainer["compile"] else "fast"
 
 
 def canonical(value: Any) -> Any:
