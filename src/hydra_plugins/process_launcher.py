@@ -5,17 +5,15 @@ global flags cannot leak from one job into the next. All jobs are checked before
 are skipped; at the end stands a table, and the exit code is not 0 if a job failed.
 """
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -23,11 +21,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins import side_by_side
+from hydra_plugins.processes import BUSY, StopSignal, command, cores, kill_group, process, share, visible_gpus
 
-BUSY = 75  # exit code of a job that another process is working on
 TAIL = 12  # lines of a failed job's log that are repeated at the end
-# What a parent (DDP, torchrun, Slurm's job step) leaves in the environment and a fresh job must not inherit.
-FOREIGN = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass
@@ -59,49 +55,6 @@ class Job:
             return "(no output)"
         text = self.log.read_text(errors="replace").replace("\r", "\n")
         return "\n".join([line for line in text.splitlines() if line.strip()][-TAIL:])
-
-
-def command(overrides: Sequence[str]) -> list[str]:
-    return [sys.executable, os.path.abspath(sys.argv[0]), *overrides, "hydra.mode=RUN"]
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in FOREIGN} | more
-
-
-def run_job(overrides: Sequence[str]) -> int:
-    """One job in a process of its own, for launchers that are not this one (submitit, joblib, basic)."""
-    return subprocess.run(command(overrides), env=clean_environment(), check=False).returncode
-
-
-def die_with_parent() -> None:
-    """In the child, before it becomes the job: if the sweep is killed outright, its jobs go too (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def share(at_once: int, slots: list[str]) -> dict[str, str]:
-    """The environment of one of `at_once` jobs: its GPUs, or its share of the cores."""
-    more = {"DEPTHLAB_SIDE_BY_SIDE": str(at_once), "PYTHONUNBUFFERED": "1"}
-    if slots:
-        more["CUDA_VISIBLE_DEVICES"] = ",".join(slots)
-    elif at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
-        more["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
-    return more
-
-
-def process(line: list[str], more: dict[str, str], out: Any) -> subprocess.Popen:
-    return subprocess.Popen(
-        line,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.STDOUT,
-        env=clean_environment(**more),
-        start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
-        preexec_fn=die_with_parent,
-    )
 
 
 class ProcessLauncher(Launcher):
@@ -230,7 +183,7 @@ class ProcessLauncher(Launcher):
 
     def end(self, job: Job, total: int, shown: bool) -> None:
         job.seconds += time.monotonic()
-        kill_group(job)  # a rank that has not noticed yet must not overlap the next job
+        kill_group(job.process)  # a rank that has not noticed yet must not overlap the next job
         if shown:
             show(job)
         # the record, not the exit code, says done: a run stopped by SIGTERM may exit with 0
@@ -239,18 +192,6 @@ class ProcessLauncher(Launcher):
         print(f"[{job.number}/{total}] {job.name}: {job.state} after {job.seconds:.0f} s", flush=True)
         if job.state == "failed":
             print(f"exit code {job.process.returncode}; last lines:\n{indented(job.tail())}", flush=True)
-
-
-class StopSignal:
-    """Remembers SIGINT or SIGTERM instead of dying of it."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
-
-    def note(self, number: int, frame: Any) -> None:
-        self.received = number
 
 
 def end_all(running: list[Job], grace: float) -> None:
@@ -262,18 +203,8 @@ def end_all(running: list[Job], grace: float) -> None:
     while any(job.process.poll() is None for job in running) and time.monotonic() < deadline:
         time.sleep(0.1)
     for job in running:
-        kill_group(job)
+        kill_group(job.process)
         job.process.wait()
-
-
-def kill_group(job: Job) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(job.process.pid, signal.SIGKILL)
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show(job: Job, out: BinaryIO | None = None) -> None:
@@ -287,21 +218,12 @@ def show(job: Job, out: BinaryIO | None = None) -> None:
     out.flush()
 
 
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may hold for each GPU that this process sees: numbers, or UUIDs."""
-    import torch
-
-    count = torch.cuda.device_count()
-    listed = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
-    return listed[:count] if listed else [str(k) for k in range(count)]
-
-
 def indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def table(jobs: list[Job]) -> str:
-    width = max(len(job.name) for job in jobs)
+    width = max((len(job.name) for job in jobs), default=3)
     lines = [f"{'job':>5}  {'run':{width}}  {'state':8}  seconds"]
     for job in jobs:
         took = f"{job.seconds:8.0f}" if job.seconds > 0 else ""

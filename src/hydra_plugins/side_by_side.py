@@ -6,11 +6,9 @@ Tried are as many as there are cores (on GPUs: up to `SHARED` on each), as long 
 fit into memory. Nothing of a trial is kept.
 """
 
-import contextlib
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hydra_plugins.processes import kill_group, process, share
 
 SECONDS = 4.0
 WARM_UP = 3  # steps
@@ -64,8 +64,7 @@ def together(trials: list[subprocess.Popen], folder: Path) -> list[dict] | None:
         return [json.loads(path.read_text()) for path in folder.glob("*.report")]
     finally:
         for trial in trials:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(trial.pid, signal.SIGKILL)  # its other ranks, too
+            kill_group(trial)  # its other ranks, too
             trial.kill()
             trial.wait()
 
@@ -103,7 +102,6 @@ def at_once(k: int, overrides: list[str], threads: int) -> list[dict[str, Any]]:
         RuntimeError: one of them failed, in its last words.
     """
     from depthlab.timing import QUIET
-    from hydra_plugins.process_launcher import process, share
 
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", __name__, folder, *overrides]
