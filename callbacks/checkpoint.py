@@ -61,7 +61,17 @@ def resume_point(folder: Path, identity: dict[str, Any]) -> Path | None:
     except Exception as error:
         raise Problem(f"{path}: not a readable checkpoint of depthlab ({type(error).__name__}); {way_out}") from error
     if written_by != identity:
-        other = {key: written_by.get(key) for key in identity if identity[key] != written_by.get(key)}
-        ours = {key: identity[key] for key in other}
-        raise Problem(f"{path}: written by another run ({other} there, {ours} here); {way_out}")
+        there, here = leaves(written_by), leaves(identity)
+        pairs = {key: (there.get(key, "not set"), here.get(key, "not set")) for key in here | there}
+        other = sorted((key for key, (a, b) in pairs.items() if a != b), key=lambda key: not key.endswith("name"))
+        said = ["{} is {} there and {} here".format(key, *pairs[key]) for key in other[:3]]
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise Problem(f"{path}: written by another run ({', '.join(said)}{more}); {way_out}")
     return path
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """{"arch.depth": 20, ...}"""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in leaves(value, f"{path}.{key}" if path else key).items()}

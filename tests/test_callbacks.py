@@ -105,6 +105,11 @@ def test_resume_point(tmp_path):
     assert resume_point(tmp_path, {"seed": 0, "arch": {"name": "plain11"}}) == path
     with pytest.raises(Problem, match="written by another run .*plain11.*resnet20.*delete it"):
         resume_point(tmp_path, {"seed": 0, "arch": {"name": "resnet20"}})
+    other = {"seed": 1, "arch": {"depth": 20, "name": "resnet20", "width": 16}}
+    with pytest.raises(Problem) as error:
+        resume_point(tmp_path, other)
+    assert "(arch.name is plain11 there and resnet20 here, seed is 0 there and 1 here, arch.depth" in str(error.value)
+    assert "not set there and 20 here and 1 more)" in str(error.value)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(Problem, match="not a readable checkpoint .* delete it"):
         resume_point(tmp_path, {"seed": 0})
