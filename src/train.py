@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from command_line import answering
 from depthlab.problem import Problem
-from hydra_plugins.process_launcher import BUSY, run_job
+from hydra_plugins.processes import BUSY, run_job
 
 # Before torch is imported: OpenMP threads that spin while they wait take a shared machine's cores from one another,
 # half the images/s on two busy cores; on a quiet machine a thousand rounds of spinning are as good as endless ones.
@@ -57,7 +57,6 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
         Problem: something is wrong with the images, before anything is written.
     """
     import lightning.pytorch as pl
-    pass
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoint import AtomicCheckpointIO, last_checkpoint
