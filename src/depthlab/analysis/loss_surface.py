@@ -22,6 +22,7 @@ from depthlab.analysis.curvature import areas
 from depthlab.analysis.directions import Layout, cosine, random_direction
 from depthlab.analysis.evaluator import PRECISIONS, Evaluator, Resident
 from depthlab.analysis.grid import Plane, evaluate
+from depthlab.analysis.inside import check_one_of
 from depthlab.analysis.surface_figures import figure
 from depthlab.analysis.surface_files import extra
 from depthlab.analysis.trajectory import principal_plane, step_gradient, step_normal, stored
@@ -121,11 +122,9 @@ def loss_surface(
 
 
 def check(directions: str, dimensions: int, grid: int, precision: str, workers: int, other: str | None) -> None:
-    for key, value, allowed in (
-        ("directions", directions, KINDS), ("dimensions", dimensions, (1, 2)), ("precision", precision, [*PRECISIONS]),
-    ):  # fmt: skip
-        if value not in allowed:
-            raise Problem(f"analysis.{key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+    check_one_of("directions", directions, KINDS)
+    check_one_of("dimensions", dimensions, (1, 2))
+    check_one_of("precision", precision, PRECISIONS)
     if grid < 3 or workers < 1:
         raise Problem(f"analysis.grid must be >= 3 and analysis.workers >= 1, got {grid} and {workers}")
     if directions == "pca" and dimensions == 1:

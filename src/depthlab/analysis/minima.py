@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depthlab.analysis import Images, Result
+from depthlab.analysis import Images, Result, evaluating
 from depthlab.analysis.directions import Layout
 from depthlab.analysis.evaluator import Evaluator, Resident
 from depthlab.analysis.grid import Plane, evaluate
@@ -123,8 +123,6 @@ def angle(layout: Layout, a: Tensor, b: Tensor) -> float:
 
 def predictions(net: nn.Module, images: Resident) -> Tensor:
     """(N,) labels, with the run's own BatchNorm statistics."""
-    from depthlab.analysis import evaluating
-
     with evaluating(net):
         return torch.cat([net.forward(x).argmax(1) for x in images.x.split(250)])
 

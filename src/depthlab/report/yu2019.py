@@ -12,7 +12,7 @@ from statistics import fmean
 
 import numpy as np
 
-from depthlab.report.figures import COLOURS, canvas
+from depthlab.report.figures import COLOURS, band, canvas
 from depthlab.report.figures import curves as training_curves
 from depthlab.report.given import Drawn, Given, Table
 from depthlab.report.tables import Record, Row, summary
@@ -126,9 +126,7 @@ def four(value: float | None) -> str:
 
 def mean_curve(row: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(epochs completed, mean over runs, sample standard deviation; 0 for one run)."""
-    values = np.array([r["curves"][key] for r in row.finished], dtype=float)
-    std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-    return np.arange(1, values.shape[1] + 1), values.mean(0), std
+    return tuple(map(np.array, band(row, key)))
 
 
 def risk(given: Given) -> Drawn:
