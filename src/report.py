@@ -15,12 +15,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from depthlab.problem import Problem
+from depthlab.problem import Problem, closest
 from depthlab.report import Experiment, gather, load_experiment, read_records, write
 from depthlab.report.recipes import Expected, Recipes, fingerprint, kept
 
@@ -188,8 +187,7 @@ def choose(asked: list[str]) -> list[str]:
     for name in asked:
         found = [id for id in known if id == name or id.startswith(name.rstrip("/") + "/")]
         if not found:
-            near = get_close_matches(name, known, 3, 0.5) or known
-            raise Problem(f"no experiment {name!r} in {root}; did you mean {' or '.join(near)}?")
+            raise Problem(f"no experiment {name!r} in {root}; {closest(name, known)}")
         chosen += found
     return list(dict.fromkeys(chosen)) if asked else known
 

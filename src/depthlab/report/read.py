@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+from depthlab.records import SCHEMA
+
 NEEDED = {  # what a table cannot do without
     "name": str, "identity": dict, "arch": str, "sched": str, "data": str, "seed": int, "budget": (int, float),
     "precision": str, "epochs": int, "diverged": bool, "curves": dict,

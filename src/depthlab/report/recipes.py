@@ -6,7 +6,6 @@ Hydra takes a tenth of a second for a cell, so answers are kept in a file for as
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -92,9 +91,7 @@ def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:
     value = make()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(pickle.dumps((key, value)))
-        beside.replace(path)
+        write_atomically(path, pickle.dumps((key, value)))
     return value
 
 
