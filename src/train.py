@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from command_line import answering
 from depthlab.problem import Problem
 from hydra_plugins.processes import BUSY, run_job
+from quick_start import import_torchmetrics
 
 # Before torch is imported: OpenMP threads that spin while they wait take a shared machine's cores from one another,
 # half the images/s on two busy cores; on a quiet machine a thousand rounds of spinning are as good as endless ones.
@@ -284,6 +285,7 @@ def writable(folder: Path) -> Path:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
+    import_torchmetrics()
     from configuration import checked
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # another launcher (submitit, joblib): still a process per job

@@ -123,6 +123,10 @@ def at_once(k: int, overrides: list[str], threads: int) -> list[dict[str, Any]]:
 def trial(overrides: list[str], folder: Path) -> None:
     """One run that counts its images per second, until it is killed."""
     from hydra import compose, initialize_config_dir
+
+    from quick_start import import_torchmetrics
+
+    import_torchmetrics()
     from lightning.pytorch import Callback
 
     from configuration import CONF, checked

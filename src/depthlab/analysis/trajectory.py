@@ -11,6 +11,7 @@ The slides say that weight decay turns steps perpendicular to the contours; Li e
 batches the path turns nearly parallel to them late in training. This measures; it asserts no direction.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor, nn
 
 from depthlab.analysis import evaluating
@@ -43,8 +43,6 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 def store(folder: Path, epoch: int, vector: Tensor, dtype: str) -> None:
     """Whole or not at all."""
-    import io
-
     buffer, path = io.BytesIO(), path_of(folder, epoch)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(buffer, vector.detach().cpu().numpy().astype(dtype))
@@ -145,6 +143,8 @@ def step_normal(coordinates: np.ndarray, x: np.ndarray, y: np.ndarray, loss: np.
     Args:
         coordinates: (E, 2) of the path; x (n,), y (m,) and loss (n, m) of the surface, n and m >= 4.
     """
+    from scipy.interpolate import RectBivariateSpline  # not paid for by every run, whose callback this file serves
+
     if not (np.isfinite(loss).all() and (loss > 0).all()):
         return np.full(len(coordinates) - 1, np.nan)
     surface = RectBivariateSpline(x, y, np.log(loss), kx=min(3, len(x) - 1), ky=min(3, len(y) - 1))
