@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from depthlab import MultilevelResNet, Plain11, ResNet, fused
+from depthlab import MultilevelResNet, Plain11, ResNet, SimpleNet, fused
 from depthlab.fused import act_bn, bn_act, cpu
 from depthlab.problem import Problem
 
@@ -275,15 +275,19 @@ def test_networks_train_alike(name, on, monkeypatch):
         assert losses[0][-1] < losses[0][0]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("resnet20", CL), ("plain11", PLANES)])
+EXACT = {"resnet20": (ResNet, 20), "plain11": (Plain11,), "simple_plain20": (SimpleNet, 20)}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet20", CL), ("plain11", PLANES), ("simple_plain20", CL)])
 def test_gradient_as_exact_as_pytorch_in_planes(name, expected, on):
     """Error of the whole fp32 gradient against double, in the memory format that trainer=exact takes with the kernel:
     at most 1.2 times that of PyTorch's own operations in NCHW. Of few images, so that hardly ever a ReLU tips over,
     which changes the gradient a thousand times more than rounding does."""
     ratios = []
-    for seed in range(7 if name == "resnet20" else 5):
+    make, *depth = EXACT[name]
+    for seed in range(5 if name == "plain11" else 7):
         torch.manual_seed(seed)
-        net = ResNet(100, 20) if name == "resnet20" else Plain11(100)
+        net = make(100, *depth)
         strides = CL if fused.narrow(net) else PLANES
         assert strides == expected
         x, y = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(100, (4,))
