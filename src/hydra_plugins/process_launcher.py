@@ -36,7 +36,7 @@ class Job:
     folder: Path
     devices: int
     on_gpu: bool
-    state: str = "waiting"  # skipped, running, done, failed
+    state: str = "waiting"  # skipped, running, done, failed, stopped, busy
     seconds: float = 0.0
     process: subprocess.Popen | None = None
     slots: list[str] = field(default_factory=list)  # GPUs
@@ -188,7 +188,8 @@ class ProcessLauncher(Launcher):
             show(job)
         # the record, not the exit code, says done: a run stopped by SIGTERM may exit with 0
         code = job.process.returncode
-        job.state = "busy" if code == BUSY else "done" if job.finished and code == 0 else "failed"
+        ended = job.state if job.state == "stopped" else "failed"
+        job.state = "busy" if code == BUSY else "done" if job.finished and code == 0 else ended
         print(f"[{job.number}/{total}] {job.name}: {job.state} after {job.seconds:.0f} s", flush=True)
         if job.state == "failed":
             print(f"exit code {job.process.returncode}; last lines:\n{indented(job.tail())}", flush=True)
@@ -198,6 +199,8 @@ def end_all(running: list[Job], grace: float) -> None:
     """SIGTERM to each job (its rank 0, which takes the others along), SIGKILL to what is left of it after `grace` s."""
     print(f"stopping {len(running)} job(s); the same command goes on where they stop", flush=True)
     for job in running:
+        if job.process.poll() is None:
+            job.state = "stopped"
         job.process.terminate()
     deadline = time.monotonic() + grace
     while any(job.process.poll() is None for job in running) and time.monotonic() < deadline:
