@@ -159,10 +159,9 @@ def names_of(folders: list[Path]) -> list[str]:
 
 def images(config: dict[str, Any], data_dir: str | None) -> Any:
     """The run's ImageData, perhaps from another folder."""
-    from depthlab import ImageData
+    from configuration import images
 
-    place = {"dir": data_dir} if data_dir else {}
-    return ImageData(**{k: v for k, v in config["data"].items() if v is not None} | place, seed=config["seed"])
+    return images(config, **({"dir": data_dir} if data_dir else {}))
 
 
 def opened(folder: Path, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

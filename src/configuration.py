@@ -230,13 +230,18 @@ def analysis_problems(config: dict[str, Any], net: Any) -> list[str]:
     return []
 
 
-def data_problems(config: dict[str, Any]) -> list[str]:
-    """What is wrong with the images themselves, made or downloaded here if they do not exist."""
+def images(config: dict[str, Any], **more: Any) -> Any:
+    """The configured ImageData; `more` in place of its options."""
     from depthlab import ImageData
 
+    options = {k: v for k, v in config["data"].items() if v is not None} | more
+    return ImageData(**options, seed=config["seed"])
+
+
+def data_problems(config: dict[str, Any]) -> list[str]:
+    """What is wrong with the images themselves, made or downloaded here if they do not exist."""
     try:
-        options = {k: v for k, v in config["data"].items() if v is not None}
-        ImageData(**options, seed=config["seed"]).check(config["trainer"]["devices"] * config["trainer"]["num_nodes"])
+        images(config).check(config["trainer"]["devices"] * config["trainer"]["num_nodes"])
     except Problem as problem:
         return [str(problem)]
     return []

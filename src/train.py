@@ -67,8 +67,8 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     from callbacks.record import Record
     from callbacks.step_losses import StepLosses
     from callbacks.trajectory import Trajectory
-    from configuration import analyses, build, network
-    from depthlab import Classifier, ImageData, fused, records
+    from configuration import analyses, build, images, network
+    from depthlab import Classifier, fused, records
     from depthlab.graphed import GraphedClassifier
 
     quieten()
@@ -76,11 +76,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     choices = ("channels_last", "compile", "fused", "graph")
     channels_last, compiled, wanted, graph = (settings.pop(key) for key in choices)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    data = ImageData(
-        **{k: v for k, v in config["data"].items() if v is not None},
-        augment=build(config, "augment"),
-        seed=config["seed"],
-    )
+    data = images(config, augment=build(config, "augment"))
     data.check(settings["devices"] * settings["num_nodes"])
     net = network(config, data.num_classes)
     fast = fused.switch(wanted, settings["precision"], settings["accelerator"], compiled)
