@@ -10,12 +10,13 @@ reports/index.html, or reports/<asked>.html.
 """
 
 import argparse
+import copy
 import gc
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def report_all(
         report_one, records=records, problems=problems, recipes=recipes, out=args.out, formats=formats, ran=args.ran
     )
     views = []
-    for view in in_two_processes(one, experiments, enough=4 if len(records) > 1000 else 8):
+    for view in in_processes(one, experiments, enough=4 if len(records) > 1000 else 8):
         few = len(experiments) <= FEW
         print(f"{view['text']}\nWritten: {', '.join(map(str, view['files']))}\n" if few else view["line"])
         recipes.found |= view["recipes"]
@@ -101,13 +102,14 @@ def report_one(
     expected = Expected(recipes, experiment) if experiment.runs else None
     left_out = problems if experiment.runs else []
     parts = partial(compose, experiment), build
-    make = partial(gather, experiment, records, left_out, expected, *parts, still="md" in formats)
+    make = partial(gather, experiment, records, left_out, expected, *parts, still="md" in formats, empty=not ran)
     page = (
         make() if experiment.runs else kept(out / f".kept/{experiment.id}.pickle", recipes.key + images_at_hand(), make)
     )
-    for row in {id(row): row for verdict in page.verdicts for row in verdict.missing}.values():
+    formats = [] if ran and experiment.runs and not page.records else formats
+    for row in {id(row): row for verdict in page.verdicts for row in verdict.missing}.values() if formats else ():
         page.set_cost(row, recipes.cost(experiment, row.cell).get("flops"))
-    text, files = write(page, out, [] if ran and experiment.runs and not page.records else formats)
+    text, files = write(page, out, formats)
     view = summary(page) | {"text": text, "files": files, "line": overview(page)}
     if "html" in formats:
         from depthlab.report import html
@@ -116,27 +118,44 @@ def report_one(
     return view | {"recipes": {key: recipes.found[key] for key in recipes.found.keys() - before}}
 
 
-def in_two_processes(one: Callable[[Experiment], Any], experiments: Sequence[Experiment], enough: int) -> Iterator[Any]:
+def in_processes(one: Callable[[Experiment], Any], experiments: Sequence[Experiment], enough: int) -> Iterator[Any]:
     """`one` of each, in order; by as many forks as there are cores, up to four, where there is enough to do.
 
-    Forked, not spawned: the records need not be sent.
+    Forked, not spawned: the records need not be sent. What computes takes longest, hence begins first.
     """
-    cores = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if len(experiments) < enough or cores < 2 or sys.platform != "linux":
-        yield from map(one, experiments)
-        return
+    gc.collect()
+    gc.freeze()  # or collecting would go through every record again, and copy it in every fork
+    try:
+        cores = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        fork = len(experiments) >= enough and cores > 1 and sys.platform == "linux"
+        yield from forked(one, experiments, cores) if fork else map(one, experiments)
+    finally:
+        gc.unfreeze()
+
+
+def forked(one: Callable[[Experiment], Any], experiments: Sequence[Experiment], cores: int) -> Iterator[Any]:
     from multiprocessing import get_context
 
     global _one
     _one = one
-    gc.collect()
-    gc.freeze()  # or collecting would touch, hence copy, every record in every fork
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)  # nothing was computed
         pool = get_context("fork").Pool(cores)
     with pool:
-        yield from pool.imap(_call, experiments)
-    gc.unfreeze()
+        first = sorted(experiments, key=lambda experiment: experiment.runs)
+        found = {experiment.id: pool.apply_async(_call, (experiment,)) for experiment in first}
+        for experiment in experiments:
+            while not found[experiment.id].ready():
+                found[experiment.id].wait(0.5)
+                progress(sum(one.ready() for one in found.values()), len(found))
+            yield found[experiment.id].get()
+    progress(0, 0)
+
+
+def progress(done: int, of: int) -> None:
+    """A line on a terminal that the next one replaces."""
+    if sys.stderr.isatty():
+        print(f"\r{f'{done} of {of} experiments' if of else '':40}\r", end="", file=sys.stderr, flush=True)
 
 
 def _call(experiment: Experiment) -> Any:
@@ -198,17 +217,35 @@ def compose(experiment: Experiment, *overrides: str) -> dict[str, Any]:
     Raises:
         Problem: Hydra cannot compose it.
     """
-    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from configuration import explain, resolve
 
+    values = [override for override in overrides if "." in override.partition("=")[0]]
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return resolve(compose("train", [f"experiment={experiment.id}", *overrides]))
+        cfg = copy.deepcopy(composed(experiment.id, *(choice for choice in overrides if choice not in values)))
+        for override in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        return resolve(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise Problem(f"experiment={experiment.id} {' '.join(overrides)}: {explain(error)}") from None
+
+
+@lru_cache(64)
+def composed(id: str, *choices: str) -> Any:
+    """Hydra's work, a tenth of a second: once for all values that a sweep sets in it. Without claims and the like."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import open_dict
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"experiment={id}", *choices])
+    with open_dict(cfg):
+        for key in ("claims", "published", "notes", "labels", "options"):
+            (cfg.paper or {}).pop(key, None)
+    return cfg
 
 
 def identities(experiment: Experiment) -> dict[str, dict[str, Any]]:

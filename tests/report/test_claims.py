@@ -1,6 +1,7 @@
 """Verdicts on planted runs: they support, contradict, leave open, diverge, are missing or reduced."""
 
 import math
+import re
 
 import pytest
 from scipy import stats
@@ -177,3 +178,104 @@ EXPERIMENTS = sorted((ROOT / "conf/experiment").rglob("*.yaml"))
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_stated_claim_can_be_tested(path):
     assert claims.problems(load_experiment(path, path.stem)) == []
+
+
+ALL = {
+    id: claim
+    for path in EXPERIMENTS
+    for claim in load_experiment(path, path.stem).paper.get("claims") or []
+    for id in [f"{path.parent.name}/{claim['id']}"]
+}
+HYPOTHESES = [  # of the four papers, as numbered in their experiments' files
+    *(f"barz2018/B{n}" for n in range(1, 10)),
+    *(f"yu2019/Y{n}" for n in range(1, 14)),
+    *(f"li2018/L{n}" for n in range(1, 8)),
+    *(f"chang2018/C{n}" for n in range(1, 12)),
+]
+
+
+@pytest.mark.parametrize("id", HYPOTHESES)
+def test_every_hypothesis_is_stated(id):
+    """As itself or in parts of its own, C9a and C9b; the papers' own, not questions of ours."""
+    found = [ALL[name] for name in ALL if re.fullmatch(f"{id}[a-z]?", name)]
+    assert [claim for claim in found if not claim.get("ours")]
+
+
+def test_an_id_names_one_claim():
+    every = [claim["id"] for path in EXPERIMENTS for claim in load_experiment(path, "x").paper.get("claims") or []]
+    assert len(every) == len(set(every)) == len(ALL)
+
+
+# ---- what single runs, clocks and diverged runs can say
+
+
+def test_noise_is_known_of_full_length_only():
+    """Nobody knows how far runs of a twentieth of the epochs scatter: one of each decides nothing."""
+    claim = BETTER | {"least": 1, "noise": 0.5}
+    found = judge(planted((40.0,), (30.0,), budget=0.05), claim)
+    assert (found.verdict, found.why) == (INCONCLUSIVE, "10 points (claimed: above 1; n = 1); needs 2 runs per cell")
+    assert judge(planted((40.0, 40.1), (30.0, 30.1), budget=0.05), claim).verdict == SUPPORTED
+    exact = BETTER | {"least": 1, "noise": 0}
+    assert judge(planted((40.0,), (30.0,), budget=0.05), exact).verdict == SUPPORTED
+
+
+def test_an_assumed_scatter_is_not_printed_as_measured():
+    found = judge(planted((32.0,), (30.0,)), BETTER | {"least": 1, "noise": 0.5})
+    assert found.why == "2 points (claimed: above 1; n = 1); 0.5 is left to chance"
+
+
+def test_seconds_are_compared_on_one_machine():
+    claim = BETTER | {"as": "ratio", "quantity": "seconds_per_epoch", "above": 1.5}
+    timed = [record("plain11", "sgd", seed, 30.0, hardware="EPYC", seconds_per_epoch=100 + seed) for seed in (0, 1)]
+    other = [record("plain11", "sgdr", seed, 30.0, hardware="H200", seconds_per_epoch=10 + seed) for seed in (0, 1)]
+    found = judge(timed + other, claim)
+    assert (found.verdict, found.why) == (NOT_RUN, "no machine has run all of it")
+    same = [record("plain11", "sgdr", seed, 30.0, hardware="EPYC", seconds_per_epoch=99 + seed) for seed in (2, 3)]
+    found = judge(timed + other + same, claim)
+    assert found.verdict == NOT_SUPPORTED
+    assert found.n == [2, 2]
+
+
+def test_diverged_runs_are_counted_or_count():
+    left_out = judge(planted((30.0, 30.1, None), (28.0, 28.1)))
+    assert left_out.why.endswith("; without 1 diverged run")
+    claim = BETTER | {"quantity": "depthlab.report.li2018_numbers.trains", "above": 0, "diverged": True}
+    runs = [r | {"train_loss": 0.1} for r in planted((30.0, 30.1), (None, None))]
+    found = judge(runs, claim)
+    assert (found.verdict, found.estimate.value, found.n) == (SUPPORTED, 1.0, [2, 2])
+    assert "without" not in found.why
+
+
+@pytest.mark.parametrize(("n", "p"), [(3, 1 / 6), (4, 1 / 24), (7, 1 / 5040)])
+def test_a_perfect_order_of_few(n, p):
+    """One of n! orders; Student's t would have it certain."""
+    assert claims.rank(range(n), range(n)).tail(0) == pytest.approx(p)
+    assert claims.rank(range(n), range(n)[::-1]).tail(0) == pytest.approx(1 - p)
+
+
+def test_rank_of_few_is_scipys_permutation_test():
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2.0, 1.0, 4.0, 3.0, 6.0, 6.0]
+    found = stats.permutation_test((y,), lambda y: stats.spearmanr(x, y).statistic, permutation_type="pairings",
+                                   alternative="greater")  # fmt: skip
+    assert claims.rank(x, y).tail(0) == pytest.approx(found.pvalue)
+
+
+def test_words():
+    """What is a number of points, a ratio, an extreme, or computed without runs says so."""
+    pair = {"plus": BETTER["plus"], "minus": BETTER["minus"], "id": "X", "says": "x"}
+    runs = planted((30.0, 30.0), (15.0, 15.0))
+    said = {
+        "ratio 2 (claimed: above 1; n = 2)": {"as": "ratio", "above": 1},
+        "E: 15 points (claimed: between 10 and 20; n = 2)": {"between": [10, 20], "what": "E"},
+        "at most 30 (claimed: below 40; 4 runs)": {
+            "as": "largest",
+            "below": 40,
+            "plus": [{"arch": "plain11"}],
+            "minus": [],
+        },
+    }
+    for words, more in said.items():
+        assert judge(runs, pair | more).why.startswith(words)
+    stated = pair | {"quantity": "depthlab.report.yu2019_flow.phi_at_1", "below": 1}
+    alone = Experiment("x", {}, [], {"claims": [stated]}, runs=False)
+    assert claims.judge(alone, [])[0].why == "0.5 (claimed: below 1)"

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from test_report import EXPERIMENT, diverged, plant, record
 
+from conftest import ROOT
 from depthlab.report import gather, load_experiment, read_records
 
 pytest.importorskip("plotly")
@@ -57,7 +58,9 @@ def test_everything_has_its_place(tmp_path):
     page = make(tmp_path, *RUNS)
     text, source = text_of(page), page.read_text().split("<script>")[0]
     assert "8 finished runs (1 diverged)" in text
-    assert re.search(r"SGDR is better than SGD. \d+ 1.39 2 ± 0.082 \(claimed: above 0; n = 3\), p = \S+ budget 1", text)
+    assert re.search(
+        r"SGDR is better than SGD. \d+ 1.39 2 ± 0.082 points \(claimed: above 0; n = 3\), p = \S+ budget 1", text
+    )
     assert re.search(r"budget 1, 32-true supported T10 ResNet-110 is better .*? not run", text)
     assert "no finished run of ResNet-110 SGD" in text
     assert "- (0 of 3), 1 diverged" in text
@@ -82,6 +85,30 @@ def test_nothing_in_a_record_becomes_markup(tmp_path):
     assert "</script><b>x" not in source
     assert "&lt;i&gt;H200" in source
     assert "<i>H200" not in source.split('id="runs-data"')[0]
+
+
+SHOWN = {  # every table and figure of the papers that has a result in it
+    "barz2018": "table1 fig2",
+    "chang2018": "fig3 fig4 fig6 fig7 fig8 fig9 fig10 fig11 lesion table2 table3 table4 table5",
+    "li2018": "fig5 fig6 fig9 gradients initialisation sharpness",
+    "yu2019": "table1 table2 table3 table4 table5 fig2 fig3 fig6 fig7 fig9 fig10 fig11 fig12 fig12_full fig13 "
+    "interlayer",
+}
+
+
+def test_every_experiment_has_its_section(tmp_path):
+    """Without any run: what computes apart, each says that it was not run and what tells the cost."""
+    conf = ROOT / "conf/experiment"
+    ids = sorted(path.relative_to(conf).with_suffix("").as_posix() for path in conf.rglob("*.yaml"))
+    assert {f"{paper}/{name}" for paper, names in SHOWN.items() for name in names.split()} <= set(ids)
+    asked = [load_experiment(conf / f"{id}.yaml", id) for id in ids]
+    views = [html.experiment(gather(experiment, [])) for experiment in asked if experiment.runs]
+    page = html.write_page(views, [], [], tmp_path / "index.html")
+    text, source = text_of(page), page.read_text()
+    for experiment in asked:
+        if experiment.runs:
+            assert f'<section class="experiment" id="{experiment.id.replace("/", "-")}">' in source
+            assert f"Not run. What it takes: python src/report.py --missing {experiment.id} " in text
 
 
 # ---- in a browser

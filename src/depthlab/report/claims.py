@@ -13,53 +13,49 @@ and has, where it needs them,
 
     quantity   what is compared: a key of the record, dotted (`analyses.norms.gamma`), or the dotted path of a function
                of the record (of nothing, where an experiment sweeps nothing and computes); default: the table's number
+    what       the same in words, printed before the number
     as         difference (default); ratio, of the sum over plus to that over minus (`above: 3` is three times);
                slope of log quantity on log `against` over the runs of all `plus`; rank, Spearman's correlation of the
                two; largest or smallest over those runs, an inequality that needs no seeds; apart, the largest distance
                of two runs, by a function of two records; lowest, plus less the lowest of all other cells of `minus`
     least      runs per cell below which nothing is decided; default 2
-    noise      where each cell has one run: distances to the bound below this decide nothing (CIFAR's errors scatter by
-               .15 to .3 points from seed to seed), 0 for what has none; default: nothing is decided
+    noise      where each cell has one run of full length: distances to the bound below this decide nothing (CIFAR's
+               errors scatter by .15 to .3 points from seed to seed), 0 for what has none; default, and in shorter runs,
+               whose scatter nobody knows: one run decides nothing
+    diverged   true: a diverged run has this quantity, too; else such runs are left out, and counted
+    ours       true: the paper says no such thing, it is a question of ours; not counted with its claims
     parts      several of these together: all must be supported, one that is not supported refutes
     note       a footnote: the paper's slip that touches it
 
-The statistics: Welch's test (Welch-Satterthwaite degrees of freedom) of a sum of means against the bound, one-sided at
-.1 both ways; `within` and `between` by two one-sided tests. Each budget, precision and data set is tested alone.
+The statistics (`estimates`): Welch's test (Welch-Satterthwaite degrees of freedom) of a sum of means against the bound,
+one-sided at .1 both ways; `within` and `between` by two one-sided tests. Each budget, precision and data set is tested
+alone; seconds, on the runs of one machine.
 """
 
 import importlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import chain, combinations
-from statistics import fmean, variance
+from dataclasses import dataclass, field, replace
+from itertools import chain, combinations, takewhile
+from statistics import fmean
 from typing import Any
 
 from scipy import stats
 
+from depthlab.report.estimates import Estimate, difference, rank, ratio, slope
 from depthlab.report.experiments import Cell, Experiment, agrees
-from depthlab.report.tables import Block, Record, Row
+from depthlab.report.tables import Block, Record, Row, hardware
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
 LEVEL = 0.1
 BOUNDS = ("above", "below", "within", "between")
 KINDS = ("difference", "ratio", "slope", "rank", "largest", "smallest", "apart", "lowest")
-KEYS = {"id", "says", "paper", "note", "parts", "plus", "minus", "quantity", "as", "against", "least", "noise", *BOUNDS}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """`error` is the standard error, with `freedom` degrees of freedom: 0 for what has none, None if it is unknown."""
-
-    value: float
-    error: float | None = None
-    freedom: float = math.inf
-
-    def tail(self, bound: float) -> float:
-        """One-sided p-value of "greater than `bound`"."""
-        if not self.error:
-            return float(self.value <= bound)
-        return float(stats.t.sf((self.value - bound) / self.error, self.freedom))
+KEYS = {"id", "says", "paper", "note", "parts", "plus", "minus", "quantity", "what", "as", "against", "least", "noise",
+        "diverged", "ours", *BOUNDS}  # fmt: skip
+TIMES = ("seconds_per_epoch", "train_seconds")
+POINTS = ("test_error", "train_error")
+WORDS = {"ratio": "ratio", "slope": "slope", "rank": "rank correlation", "largest": "at most", "smallest": "at least",
+         "apart": "at most"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,75 +112,92 @@ def judge(experiment: Experiment, blocks: Iterable[Block]) -> list[Verdict]:
 def verdict(experiment: Experiment, claim: dict[str, Any], block: Block) -> Verdict:
     """The claim on the runs of one block."""
     if claim.get("parts"):
-        shared = {key: value for key, value in claim.items() if key not in ("parts", "paper")}
-        parts = [verdict(experiment, shared | part, block) for part in claim["parts"]]
-        return Verdict(
-            claim, together([part.verdict for part in parts]), "; ".join(part.why for part in parts), block=block,
-            missing=list(chain(*(part.missing for part in parts))), parts=parts,
-        )  # fmt: skip
+        parts = [verdict(experiment, part, block) for part in parts_of(claim)]
+        return replace(joined(claim, parts), block=block, missing=list(chain(*(part.missing for part in parts))))
+    claim = {"quantity": experiment.metric} | claim
     plus, minus = ([rows_of(cell, block) for cell in claim.get(side, [])] for side in ("plus", "minus"))
     rows = list(chain(*plus, *minus))
-    missing = [row for row in rows if not row.finished]
-    kind = claim.get("as", "difference")
-    if kind == "apart" and not missing:
-        runs = [record for row in rows for record in row.finished]
-        far = [function(claim["quantity"])(*two) for two in combinations(runs, 2)]
-        if not far or None in far:
-            return Verdict(claim, NOT_RUN, "needs two runs that were measured", block=block)
-        guess = Estimate(max(far), 0.0)
-        return decide(claim, guess, [len(row.finished) for row in rows], block)
-    samples = [[[value for row in cell for value in values(row, claim, experiment)] for cell in side]
-               for side in (plus, minus)]  # fmt: skip
-    counts = [len(sample) for sample in chain(*samples)]
-    if missing or not all(counts):
+    missing = [row for row in rows if not runs_of(row, claim)]
+    if missing:
         lacks = ", ".join(experiment.name_of(row.cell) for row in missing)
-        why = f"no finished run of {lacks}" if missing else f"{quantity_name(claim, experiment)} was not measured"
-        return Verdict(claim, NOT_RUN, why, n=counts, block=block, missing=missing)
-    if kind in ("slope", "rank"):
-        paired = [pair for cell in plus for row in cell for pair in pairs(row, claim, experiment)]
+        return Verdict(claim, NOT_RUN, f"no finished run of {lacks}", block=block, missing=missing)
+    if claim["quantity"] in TIMES:
+        machines = [{hardware(record) for record in row.finished} for row in rows]
+        if not (both := sorted(set.intersection(*machines))):
+            return Verdict(claim, NOT_RUN, "no machine has run all of it", block=block)
+        plus, minus = ([[on(row, both) for row in cell] for cell in side] for side in (plus, minus))
+    samples = [[[value for row in cell for value in values(row, claim)] for cell in side] for side in (plus, minus)]
+    counts, kind = [len(sample) for sample in chain(*samples)], claim.get("as", "difference")
+    if kind == "apart":
+        runs = [record for row in rows for record in row.finished]
+        distances = (function(claim["quantity"])(*two) for two in combinations(runs, 2))
+        far = list(takewhile(lambda distance: distance is not None, distances))
+        if len(runs) < 2 or len(far) < math.comb(len(runs), 2):
+            return Verdict(claim, NOT_RUN, "needs two runs that were measured", block=block)
+        guess, counts = Estimate(max(far), 0.0), [len(runs)]
+    elif not all(counts):
+        return Verdict(
+            claim, NOT_RUN, f"{claim.get('what', claim['quantity'])} was not measured", n=counts, block=block
+        )
+    elif kind in ("slope", "rank"):
+        paired = [pair for cell in plus for row in cell for pair in pairs(row, claim)]
         if len(paired) < 3:
             return Verdict(claim, NOT_RUN, f"{len(paired)} points; needs 3", n=[len(paired)], block=block)
         guess, counts = (slope if kind == "slope" else rank)(*zip(*paired, strict=True)), [len(paired)]
     elif kind in ("largest", "smallest"):
-        guess = Estimate((max if kind == "largest" else min)(chain(*samples[0])), 0.0)
+        guess, counts = Estimate((max if kind == "largest" else min)(chain(*samples[0])), 0.0), [sum(counts)]
     elif kind == "lowest":
-        others = [fmean(found) for cell in minus for row in cell if row not in chain(*plus)
-                  if (found := values(row, claim, experiment))]  # fmt: skip
-        guess = Estimate(fmean(chain(*samples[0])) - min(others))
+        others = [found for cell in minus for row in cell if row not in chain(*plus) if (found := values(row, claim))]
+        guess = difference([list(chain(*samples[0]))], [min(others, key=fmean)])
+        counts = [len(sample) for sample in (*samples[0], *others)]
     else:
         guess = ratio(*samples) if kind == "ratio" else difference(*samples)
-    return decide(claim, guess, counts, block)
+    found = decide(claim, guess, counts, block)
+    out = 0 if claim.get("diverged") else sum(len(row.diverged) for row in rows)
+    return replace(found, why=found.why + f"; without {out} diverged run{'s' * (out > 1)}" * bool(out))
 
 
 def computed(claim: dict[str, Any]) -> Verdict:
     """Of an experiment without runs: `quantity` is a function of nothing, its number exact."""
     if claim.get("parts"):
-        shared = {key: value for key, value in claim.items() if key not in ("parts", "paper")}
-        parts = [computed(shared | part) for part in claim["parts"]]
-        why = "; ".join(part.why for part in parts)
-        return Verdict(claim, together([part.verdict for part in parts]), why, parts=parts)
+        return joined(claim, [computed(part) for part in parts_of(claim)])
     value = float(function(claim["quantity"])())
-    return decide(claim | {"as": "largest"}, Estimate(value, 0.0), [1])
+    return decide(claim | {"as": "computed"}, Estimate(value, 0.0), [])
+
+
+def parts_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    shared = {key: value for key, value in claim.items() if key not in ("parts", "paper")}
+    return [shared | part for part in claim["parts"]]
+
+
+def joined(claim: dict[str, Any], parts: list[Verdict]) -> Verdict:
+    verdicts = [part.verdict for part in parts]
+    return Verdict(claim, together(verdicts), "; ".join(part.why for part in parts), parts=parts)
 
 
 def decide(claim: dict[str, Any], guess: Estimate, counts: list[int], block: Block | None = None) -> Verdict:
     """Hold an estimate against the claim's bound."""
-    kind = claim.get("as", "difference")
+    kind, noise = claim.get("as", "difference"), claim.get("noise")
+    if noise and block is not None and block.marks:
+        noise = None
     few = kind in ("difference", "ratio") and min(counts) < claim.get("least", 2)
-    if guess.error is None and not few and claim.get("noise") is not None:
-        guess = Estimate(guess.value, claim["noise"] / stats.norm.isf(LEVEL))  # at `noise` from the bound p is LEVEL
+    assumed = guess.error is None and not few and noise is not None
+    said = describe(claim, guess, counts) + (f"; {noise:g} is left to chance" if assumed and noise else "")
+    if assumed:
+        guess = Estimate(guess.value, noise / stats.norm.isf(LEVEL))  # at `noise` from the bound p is LEVEL
     log = kind == "ratio"
     low, high = limits(claim)
     below, above = (math.log(x) if log and 0 < x < math.inf else (-math.inf if log and x <= 0 else x)
                     for x in (low, high))  # fmt: skip
-    said = describe(claim, guess, counts)
     if few or guess.error is None:
-        least = max(claim.get("least", 2), 1 if claim.get("noise") is not None else 2)
+        least = max(claim.get("least", 2), 1 if noise is not None else 2)
         return Verdict(claim, INCONCLUSIVE, f"{said}; needs {least} runs per cell", guess, None, counts, block)
     inside = max(guess.tail(below) if below > -math.inf else 0.0, 1 - guess.tail(above) if above < math.inf else 0.0)
     outside = min(1 - guess.tail(below) if below > -math.inf else 1.0, guess.tail(above) if above < math.inf else 1.0)
     found = SUPPORTED if inside < LEVEL else NOT_SUPPORTED if outside < LEVEL else INCONCLUSIVE
-    return Verdict(claim, found, f"{said}, p = {inside:.2g}" if guess.error else said, guess, inside, counts, block)
+    return Verdict(
+        claim, found, f"{said}, p = {inside:.2g}" if guess.error and not assumed else said, guess, inside, counts, block
+    )
 
 
 def limits(claim: dict[str, Any]) -> tuple[float, float]:
@@ -197,11 +210,21 @@ def limits(claim: dict[str, Any]) -> tuple[float, float]:
 
 
 def describe(claim: dict[str, Any], guess: Estimate, counts: list[int]) -> str:
-    value = math.exp(guess.value) if claim.get("as") == "ratio" else guess.value
-    spread = f" ± {guess.error:.2g}" if guess.error and claim.get("as") != "ratio" else ""
-    bound = next(f"{key} {claim[key]}" for key in BOUNDS if key in claim)
-    runs = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{value:.4g}{spread} (claimed: {bound}; n = {runs})"
+    """`9.06 points (claimed: above 1; n = 1)`: runs per cell, or of all cells where those count together."""
+    kind = claim.get("as", "difference")
+    value = math.exp(guess.value) if kind == "ratio" else guess.value
+    spread = f" ± {guess.error:.2g}" if guess.error and kind not in ("ratio", "rank") else ""
+    unit = " points" * (kind in ("difference", "lowest") and claim.get("quantity") in POINTS) + " apart" * (
+        kind == "apart" and "what" not in claim
+    )
+    bound = next(key for key in BOUNDS if key in claim)
+    wanted = " and ".join(f"{x:g}" for x in (claim[bound] if bound == "between" else [claim[bound]]))
+    if kind in ("difference", "ratio", "lowest"):
+        n = f"; n = {min(counts)}" + f" to {max(counts)}" * (max(counts) > min(counts))
+    else:
+        n = f"; {counts[0]} run{'s' * (counts[0] > 1)}" if counts else ""
+    words = (f"{claim['what']}: " if "what" in claim else "") + (f"{WORDS[kind]} " if kind in WORDS else "")
+    return f"{words}{value:.4g}{spread}{unit} (claimed: {bound} {wanted}{n})"
 
 
 def together(verdicts: list[str]) -> str:
@@ -211,44 +234,6 @@ def together(verdicts: list[str]) -> str:
     return verdicts[0] if len(set(verdicts)) == 1 else INCONCLUSIVE
 
 
-# ---- estimates
-
-
-def difference(plus: list[list[float]], minus: list[list[float]]) -> Estimate:
-    """Sum of means less sum of means, with Welch's standard error; unknown where a cell has one run."""
-    return welch([*((1.0, sample) for sample in plus), *((-1.0, sample) for sample in minus)])
-
-
-def ratio(plus: list[list[float]], minus: list[list[float]]) -> Estimate:
-    """log of sum over sum; the error by the delta method, each cell's relative to its side's sum."""
-    sides = [sum(map(fmean, side)) for side in (plus, minus)]
-    spread = welch([*((1 / sides[0], sample) for sample in plus), *((-1 / sides[1], sample) for sample in minus)])
-    return Estimate(math.log(sides[0] / sides[1]), spread.error, spread.freedom)
-
-
-def welch(terms: list[tuple[float, list[float]]]) -> Estimate:
-    """sum of w_i mean_i with its standard error and Welch-Satterthwaite's degrees of freedom."""
-    value = sum(w * fmean(sample) for w, sample in terms)
-    if any(len(sample) < 2 for _, sample in terms):
-        return Estimate(value)
-    parts = [(w**2 * variance(sample) / len(sample), len(sample) - 1) for w, sample in terms]
-    total = sum(part for part, _ in parts)
-    freedom = total**2 / sum(part**2 / f for part, f in parts) if total else math.inf
-    return Estimate(value, math.sqrt(total), freedom)
-
-
-def slope(x: tuple[float, ...], y: tuple[float, ...]) -> Estimate:
-    """Least squares of log y on log x."""
-    fit = stats.linregress([math.log(v) for v in x], [math.log(v) for v in y])
-    return Estimate(float(fit.slope), float(fit.stderr), len(x) - 2)
-
-
-def rank(x: tuple[float, ...], y: tuple[float, ...]) -> Estimate:
-    """Spearman's rho; the error by which rho / error is the usual t statistic."""
-    rho = float(stats.spearmanr(x, y).statistic)
-    return Estimate(rho, math.sqrt(max(0.0, 1 - rho**2) / (len(x) - 2)), len(x) - 2)
-
-
 # ---- what is in a record
 
 
@@ -256,18 +241,24 @@ def rows_of(cell: Cell, block: Block) -> list[Row]:
     return [row for row in block.rows if cell.keys() <= row.cell.keys() and agrees(cell, row.cell)]
 
 
-def quantity_name(claim: dict[str, Any], experiment: Experiment) -> str:
-    return claim.get("quantity") or experiment.metric
+def runs_of(row: Row, claim: dict[str, Any]) -> list[Record]:
+    return row.records if claim.get("diverged") else row.finished
 
 
-def values(row: Row, claim: dict[str, Any], experiment: Experiment) -> list[float]:
-    found = (quantity(record, quantity_name(claim, experiment)) for record in row.finished)
+def on(row: Row, machines: list[str]) -> Row:
+    """The row's runs on the first of these machines."""
+    return replace(row, records=[record for record in row.records if hardware(record) == machines[0]])
+
+
+def values(row: Row, claim: dict[str, Any]) -> list[float]:
+    if claim.get("as") == "apart":  # of two records
+        return []
+    found = (quantity(record, claim["quantity"]) for record in runs_of(row, claim))
     return [value for value in found if value is not None]
 
 
-def pairs(row: Row, claim: dict[str, Any], experiment: Experiment) -> list[tuple[float, float]]:
-    found = (tuple(quantity(r, key) for key in (claim["against"], quantity_name(claim, experiment)))
-             for r in row.finished)  # fmt: skip
+def pairs(row: Row, claim: dict[str, Any]) -> list[tuple[float, float]]:
+    found = (tuple(quantity(r, key) for key in (claim["against"], claim["quantity"])) for r in runs_of(row, claim))
     return [pair for pair in found if None not in pair]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 
 from depthlab.report.given import Drawn, Given, Table
 from depthlab.report.tables import Row
@@ -144,6 +145,8 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
+    """`savefig` would lay it out and draw it twice, and write matplotlib's version."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # matplotlib would write its version
+    figure.canvas.draw()
+    Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).save(buffer, "PNG", dpi=(figure.dpi, figure.dpi))
     return buffer.getvalue()

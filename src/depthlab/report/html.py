@@ -19,7 +19,19 @@ from PIL import Image
 from depthlab.problem import Problem
 from depthlab.report.claims import NOT_RUN
 from depthlab.report.figures import COLOURS, band
-from depthlab.report.page import KINDS, LEGEND, Page, Section, by_paper, cited, in_order, judged, provenance
+from depthlab.report.page import (
+    KINDS,
+    LEGEND,
+    RULE,
+    Page,
+    Section,
+    by_paper,
+    cited,
+    counts,
+    in_order,
+    judged,
+    provenance,
+)
 from depthlab.report.tables import Block, Row, hardware
 from depthlab.report.text import replace
 
@@ -93,6 +105,7 @@ def write_page(
         ran=sum(view["state"] == "" for view in views),
         diverged=sum(r["diverged"] for r in records),
         kinds=KINDS,
+        rule=RULE,
         legend=". ".join(f"{line[0].upper()}{line[1:]}" for line in LEGEND.values()) + ".",
         runs=runs(records, path.parent),
         provenance=sources(records),
@@ -112,7 +125,7 @@ def papers(views: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "short": name or FURTHER, "anchor": name or FURTHER,
             "cite": cited(members) if name else "Further experiments",
             "experiments": members, "verdicts": verdicts,
-            "counts": {kind: sum(v["verdict"] == kind for v in verdicts) for kind in KINDS},
+            "counts": counts(verdicts),
         })  # fmt: skip
     return found
 
@@ -255,7 +268,7 @@ def sources(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     about = provenance(list(records))
     budgets = Counter(f"budget {r['budget']:g}, {r['precision']}" for r in records)
     counted = {"hardware": about["hardware"], "commit": about["commits"], "length and precision": dict(budgets)}
-    found = {name: "; ".join(f"{what} ({n} runs)" for what, n in counts.items()) for name, counts in counted.items()}
+    found = {name: "; ".join(f"{what} ({n} runs)" for what, n in each.items()) for name, each in counted.items()}
     return found | {name: ", ".join(versions) for name, versions in about["versions"].items()}
 
 

@@ -30,6 +30,11 @@ from depthlab.report.tables import (
 )  # fmt: skip
 
 KINDS = (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.INCONCLUSIVE, claims.NOT_RUN)
+NOT_THEIRS = "Not in the paper: "
+RULE = (
+    "A claim is judged on the longest, most precise runs that there are for it; lengths and precisions are never mixed."
+    " One-sided Welch tests at .1 both ways, unless the claim says otherwise; n: runs per cell."
+)
 YEAR = re.compile(r".*?(?:\b(?:19|20)\d\d\.|$)", re.DOTALL)
 METRICS = {
     "test_error": "error %", "test_loss": "test loss", "train_error": "training error %", "train_loss": "training loss"
@@ -86,6 +91,7 @@ def gather(
     compose: Callable[..., dict[str, Any]] | None = None,
     build: Callable[..., Any] | None = None,
     still: bool = True,
+    empty: bool = True,
 ) -> Page:
     """Everything the report of an experiment says.
 
@@ -94,9 +100,13 @@ def gather(
         expected: see `tables.tabulate`.
         compose, build: for figures that compute, see `given.Given`.
         still: draw training curves, too, of which the HTML page has its own to zoom.
+        empty: tables and figures of an experiment without any run, too; else its verdicts only.
     """
     page = Page(experiment, Notes(experiment), problems=list(problems))
     page.blocks = tabulate(experiment, records, expected) if experiment.runs else []
+    if not empty and page.blocks and not page.records:
+        page.verdicts = judging(experiment, page.blocks)
+        return page
     csvs = defaultdict(list)
     if page.blocks:
         csvs[""] = [csv_row(experiment, block, row) for block in page.blocks for row in [*block.rows, *block.others]]
@@ -158,7 +168,11 @@ def stumble(error: Exception) -> str:
 def says(page: Page, verdict: Verdict) -> str:
     """The claim in the paper's sense, with the marks of its footnotes."""
     note = verdict.claim.get("note")
-    return " ".join(verdict.claim["says"].split()) + (page.notes.mark(" ".join(note.split())) if note else "")
+    return plain(verdict) + (page.notes.mark(" ".join(note.split())) if note else "")
+
+
+def plain(verdict: Verdict) -> str:
+    return NOT_THEIRS * bool(verdict.claim.get("ours")) + " ".join(verdict.claim["says"].split())
 
 
 def paper_value(verdict: Verdict) -> str:
@@ -170,11 +184,11 @@ def paper_value(verdict: Verdict) -> str:
 
 
 def evidence(verdict: Verdict) -> str:
-    """On which runs a verdict rests: `budget 0.05 †, bf16-mixed ‡`; "" where there are none."""
+    """On which runs a verdict rests: `budget 0.05 †, bf16-mixed ‡`, `computed`; "" where there is nothing."""
     block = verdict.block
-    if verdict.verdict == claims.NOT_RUN or block is None:
+    if verdict.verdict == claims.NOT_RUN:
         return ""
-    return budget(block)
+    return budget(block) if block else "computed"
 
 
 def budget(block: Block) -> str:
@@ -194,13 +208,19 @@ def judged(page: Page) -> list[dict[str, Any]]:
     """The verdicts in words; `parts` with theirs, `marks` of the runs they rest on."""
     return [
         {
-            "id": v.claim["id"], "says": says(page, v), "plain": " ".join(v.claim["says"].split()),
+            "id": v.claim["id"], "says": says(page, v), "plain": plain(v), "ours": bool(v.claim.get("ours")),
             "paper": paper_value(v), "why": v.why, "parts": [f"{part.why} ({part.verdict})" for part in v.parts],
             "lacking": lacking(page, v), "evidence": evidence(v), "verdict": v.verdict,
             "marks": v.block.marks if v.block and evidence(v) else "",
         }
         for v in page.verdicts
     ]  # fmt: skip
+
+
+def counts(verdicts: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Verdict -> number of the paper's claims that came to it; `claims`, all of them. Questions of ours apart."""
+    theirs = [v["verdict"] for v in verdicts if not v["ours"]]
+    return {"claims": len(theirs)} | {kind: theirs.count(kind) for kind in KINDS}
 
 
 def by_paper(views: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

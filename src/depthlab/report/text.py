@@ -14,7 +14,20 @@ from typing import Any
 from depthlab.problem import Problem
 from depthlab.report.claims import NOT_RUN
 from depthlab.report.experiments import Experiment
-from depthlab.report.page import KINDS, Page, budget, by_paper, cited, gather, in_order, judged, number, provenance
+from depthlab.report.page import (
+    KINDS,
+    RULE,
+    Page,
+    budget,
+    by_paper,
+    cited,
+    counts,
+    gather,
+    in_order,
+    judged,
+    number,
+    provenance,
+)
 from depthlab.report.tables import hardware
 
 OURS = "Ours: mean ± sample standard deviation (number of seeds) of the last epoch's weights, no selection."
@@ -155,11 +168,9 @@ def verdict_block(views: Sequence[dict[str, Any]]) -> str:
     """Counts for every paper, then what each of its claims came to."""
     papers = {name: members for name, members in by_paper(views).items() if any(view["verdicts"] for view in members)}
     verdicts = {name: in_order([v for view in members for v in view["verdicts"]]) for name, members in papers.items()}
-    counts = [
-        [cited(members), *(str(sum(v["verdict"] == kind for v in verdicts[name])) for kind in KINDS)]
-        for name, members in papers.items()
-    ]
-    lines = grid(["paper", *KINDS], counts, markdown=True)
+    found = {name: counts(of) for name, of in verdicts.items()}
+    body = [[cited(members), *(str(found[name][kind]) for kind in KINDS)] for name, members in papers.items()]
+    lines = [*grid(["paper", *KINDS], body, markdown=True), "", RULE]
     for name, members in papers.items():
         tested = [v for v in verdicts[name] if v["verdict"] != NOT_RUN]
         body = [[v["id"], v["plain"], v["paper"], v["why"], v["evidence"], f"**{v['verdict']}**"] for v in tested]
@@ -189,6 +200,8 @@ def where_from(records: list[dict[str, Any]]) -> list[str]:
 
 def grid(header: list[str], body: list[list[str]], markdown: bool) -> list[str]:
     """Lines of an aligned table."""
+    if markdown:
+        header, *body = ([cell.replace("|", "\\|") for cell in line] for line in (header, *body))
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     edge, between = ("| ", " | ") if markdown else ("", "  ")
     rule = [("|" if markdown else "") + ("|" if markdown else "  ").join("-" * (w + 2 * markdown) for w in widths)]

@@ -126,6 +126,21 @@ def flow_1(record: Record) -> float | None:
     return mean_during(record, "sigma_1")
 
 
+def rise_at_start(record: Record) -> float | None:
+    """sigma of layer L-2 less that of layer 1, after the first step."""
+    first = at_steps(record, "flow")
+    return first[0].scalars["sigma_18"] - first[0].scalars["sigma_1"] if first else None
+
+
+def fall(record: Record) -> float | None:
+    """By how much sigma is smaller after training than after its first step, mean of layers 1, L-3 and L-2."""
+    ends = next(iter(at_steps(record, "flow")), None), measurement(record, "flow")
+    if None in ends:
+        return None
+    first, last = (np.mean([result.scalars[f"sigma_{layer}"] for layer in (1, 17, 18)]) for result in ends)
+    return float(first - last)
+
+
 def mean_during(record: Record, key: str) -> float | None:
     values = [row[key] for row in record["analyses"].get("flow_during") or [] if row.get(key) is not None]
     return float(np.mean(values)) if values else None

@@ -138,6 +138,11 @@ def spread(record: Record) -> float | None:
     return scalar(record, "weights", "std")
 
 
+def id_mode(record: Record) -> float | None:
+    """Mode of the ID entries."""
+    return scalar(record, "weights", "id_mode")
+
+
 # ---- Fig. 3
 
 
@@ -185,6 +190,19 @@ def cushion_10(record: Record) -> float | None:
 def cushion_10_full(record: Record) -> float | None:
     """The same over the norm of what acts, identity included."""
     return scalar(record, "cushion", "full_mean")
+
+
+def layers_below(one: Record, other: Record) -> float | None:
+    """Layers in which the residual network's median cushion, over the paper's norm, is not above the plain one's; of a
+    pair of one kind none."""
+    pair = {result.scalars["residual"]: result for r in (one, other) if (result := measurement(r, "cushion"))}
+    if None in (measurement(one, "cushion"), measurement(other, "cushion")):
+        return None
+    if len(pair) < 2:
+        return 0.0
+    layers = range(1, len(pair[1].arrays["gain"]) + 1)
+    medians = [[np.median(cushions.per_sample(pair[kind], layer, "own")) for kind in (1, 0)] for layer in layers]
+    return float(sum(residual <= plain for residual, plain in medians))
 
 
 # ---- interlayer cushion
