@@ -7,12 +7,12 @@ The rest are numbers of one run's record, for claims.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
 from depthlab.report.chang2018 import PANEL, rest
 from depthlab.report.figures import COLOURS, canvas
-from depthlab.report.given import Drawn, Given, Table, measurement
+from depthlab.report.given import Drawn, Given, Table, measurement, scalar
 from depthlab.report.tables import Record
 
 
@@ -139,18 +139,12 @@ def lesions(given: Given) -> Drawn:
 # ---- numbers of claims
 
 
-def scalar(analysis: str, key: str) -> Callable[[Record], float | None]:
-    """A number of an analysis of the run's last weights; None where it was not measured."""
-
-    def value(record: Record) -> float | None:
-        found = measurement(record, analysis)
-        return None if found is None else found.scalars[key]
-
-    return value
-
-
-gamma, blocks, relative_later = (scalar("norms", key) for key in ("gamma", "blocks", "relative_later_median"))
-rise_first, rise_later = (scalar("lesion", key) for key in ("rise_first_mean", "rise_later_median"))
+gamma, blocks, relative_later = (
+    partial(scalar, analysis="norms", key=key) for key in ("gamma", "blocks", "relative_later_median")
+)
+rise_first, rise_later = (
+    partial(scalar, analysis="lesion", key=key) for key in ("rise_first_mean", "rise_later_median")
+)
 
 
 def F_apart(one: Record, other: Record) -> float | None:

@@ -109,6 +109,12 @@ def measurement(record: Record, name: str) -> Any:
     return found and found[0]
 
 
+def scalar(record: Record, analysis: str, key: str) -> float | None:
+    """A number of an analysis of the run's last weights, None where it was not measured."""
+    found = measurement(record, analysis)
+    return found and found.scalars[key]
+
+
 def file_of(record: Record, name: str) -> str | None:
     """What it was written as, with the options that the experiment asks for."""
     from depthlab.analysis import asked

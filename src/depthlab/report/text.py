@@ -5,13 +5,13 @@ Files are written beside and renamed, hold no time of writing, and are the same 
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from depthlab.problem import Problem
+from depthlab.records import write_atomically
 from depthlab.report.claims import NOT_RUN
 from depthlab.report.experiments import Experiment
 from depthlab.report.page import (
@@ -74,9 +74,7 @@ def write(page: Page, out: str | Path, formats: tuple[str, ...] = ("md", "csv"))
 def replace(path: Path, content: bytes) -> None:
     """Write beside and rename; the folder is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    write_atomically(path, content)
 
 
 def render(page: Page, markdown: bool, links: Sequence[str] = ()) -> str:

@@ -13,7 +13,7 @@ from depthlab.analysis import Result, files
 from depthlab.analysis import cushion as cushions
 from depthlab.analysis.weights import weights
 from depthlab.report.figures import canvas
-from depthlab.report.given import Drawn, Given, Table, measurement
+from depthlab.report.given import Drawn, Given, Table, measurement, scalar
 from depthlab.report.tables import Record, Row
 from depthlab.report.yu2019 import PLAIN, RESIDUAL, depth, four
 from depthlab.report.yu2019_start import drawn
@@ -39,12 +39,6 @@ def by_depth(rows: Iterable[Row]) -> dict[int, dict[bool, Row]]:
     for row in rows:
         out.setdefault(depth(row), {})[is_plain(row)] = row
     return dict(sorted(out.items()))
-
-
-def scalar(record: Record, analysis: str, key: str) -> float | None:
-    """A number of the run's last weights, None where it was not measured."""
-    found = measurement(record, analysis)
-    return found and found.scalars[key]
 
 
 # ---- Tables 3 and 4, Fig. 7
