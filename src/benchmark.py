@@ -194,8 +194,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         args.out.mkdir(parents=True, exist_ok=True)
         about = page.surroundings(args)
-        about["peak"] = {precision: peak(precision, torch.device(args.device)) for precision in args.precision}
         rows = measure(args)
+        about["peak"] = {precision: peak(precision, torch.device(args.device)) for precision in args.precision}
         text, files = page.write(args.out, about, rows, processes(args))
         print(f"{text}\nWritten: {', '.join(map(str, files))}")
     except (Problem, HydraException, OSError) as error:

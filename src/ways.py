@@ -87,8 +87,24 @@ class Ours:
             phases.clear()
             timed(steps, watch, 0, count)
             watch.measured["phases"] = {name: phases.seconds[name] for name in PARTS}
+            watch.measured["evaluation"] = self.evaluation(device)
 
         return way
+
+    def evaluation(self, device: torch.device) -> float:
+        """Seconds to evaluate an image, of the second of two batches."""
+        of, data = self.config["data"], self.parts.data
+        x = torch.randn(of["eval_batch_size"], 3, data.image_size, data.image_size, device=device)
+        x = x.contiguous(memory_format=getattr(torch, f"{data.memory_format}_format", torch.channels_last))
+        watch, bf16 = Stopwatch(device), self.config["trainer"]["precision"] == "bf16-mixed"
+        self.net.eval()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            for _ in range(2):
+                watch.start()
+                self.net(x)
+                watch.stop()
+        self.net.train()
+        return watch.measured["seconds"] / len(x)
 
 
 def flags(conventional: bool) -> None:

@@ -36,9 +36,58 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_a_mode_alone_and_where_its_time_goes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHLAB_DATA", str(tmp_path))
+    options = ["--mode", "fast", "--against", "nothing", "--profile", "--data", "noise", "--repetitions", "1"]
+    assert benchmark.main([*TINY, *options, "--out", str(tmp_path)]) == 0
+    said = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {row["way"] for row in said["rows"] if row["part"] == "training"} == {"ours bf16-mixed"}
+    (of,) = said["summary"]["training"]["resnet8"].values()
+    assert of["baseline"]
+    computed = 3 * 2 * 12.24e6  # forward and backward, two operations per multiply-add
+    assert of["of_peak"] == pytest.approx(
+        of["images_per_second"]["median"] * computed / said["peak"]["bf16-mixed"], rel=1e-3
+    )
+    shares = said["summary"]["shares"]["resnet8"]["ours bf16-mixed"]
+    assert set(shares) == {*page.PARTS, "Lightning and callbacks", "evaluation"}
+    assert all(shares[part] > 0 for part in (*page.PARTS, "evaluation"))
+    assert "Shares of a step" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHLAB_DATA", str(tmp_path))
+    options = ["--mode", "fast", "--against", "nothing", "--data", "digits", "--repetitions", "1", "--processes", "2"]
+    assert benchmark.main([*TINY, *options, "--out", str(tmp_path)]) == 0
+    said = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["at_once"] for row in said["processes"]] == [2, 2]
+    (of,) = said["summary"]["processes"]
+    assert of["images_per_second"]["median"] == sum(row["images_per_second"] for row in said["processes"])
+    assert 1 < of["first_step_seconds"] < 120
+    assert 2e8 < of["memory"] < 8e9
+
+
+def test_what_runs_together_is_added_up():
+    def report(k, repetition, rate, disturbed=False):
+        about = {"network": "net", "way": "ours fast", "at_once": k, "repetition": repetition}
+        return about | {"images_per_second": rate, "disturbed": disturbed, "first_step_seconds": 4.0, "memory": rate}
+
+    rows = [report(1, 0, 10), report(2, 0, 8), report(2, 0, 9), report(2, 1, 1, True), report(2, 1, 20)]
+    base = {"net": {"conventional": {"baseline": True, "images_per_second": Spread(5.0, 5, 5, 1, 1)}}}
+    one, two = page.processes(rows, base)
+    assert (one["images_per_second"].median, one["ratio"], one["at_once"]) == (10, 2, 1)
+    assert (two["images_per_second"], two["ratio"]) == (Spread(19.0, 17, 21, quiet=1, total=2), 3.8)
+    assert (two["memory"], two["first_step_seconds"]) == (20, 4.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--arch", "resnet9"], "6n"), (["--arch", "plane11"], "plain11"), (["--batch", "600"], "--batch 600")],
+    [
+        (["--mode", "quick"], "--mode quick: there is exact and fast"),
+        (["--arch", "resnet9"], "6n"),
+        (["--arch", "plane11"], "plain11"),
+        (["--batch", "600"], "--batch 600"),
+    ],
 )
 def test_refusals(arguments, word, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DEPTHLAB_DATA", str(tmp_path))

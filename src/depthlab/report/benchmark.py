@@ -18,7 +18,7 @@ from depthlab import records
 from depthlab.timing import ENOUGH, QUIET, Spread
 
 OURS, BARE, PIL = "ours", "bare loop", "PIL loader, 0 workers"
-EPOCH = 50_000  # images
+EPOCH, HELD_OUT = 50_000, 10_000  # images
 PARTS = ("data", "forward", "backward", "optimiser")
 COLOURS = {"conventional": "#999999", OURS: "#0072B2", BARE: "#56B4E9", "at once": "#009E73"}
 Rows = list[dict[str, Any]]
@@ -141,14 +141,17 @@ def processes(apart: Rows, training: dict[str, Any]) -> Rows:
 
 
 def shares(ways: dict[str, Rows]) -> dict[str, dict[str, float]]:
-    """Of a step of ours, way by way: its parts, as the bare loop takes them, and what Lightning and callbacks add."""
+    """Of a step of ours, way by way: its parts, as the bare loop takes them, and what Lightning and callbacks add; and
+    the evaluation after an epoch, as a share of that."""
     found = {}
     for way, reps in ways.items():
         if way.startswith(OURS):
             parts = ways[way.replace(OURS, BARE, 1)]
             step = median(row["seconds"] / row["steps"] for row in reps)
             of = {name: median(row["phases"][name] / row["steps"] for row in parts) / step for name in PARTS}
-            found[way] = of | {"Lightning and callbacks": max(0.0, 1 - sum(of.values()))}
+            of["Lightning and callbacks"] = max(0.0, 1 - sum(of.values()))
+            epoch = median(EPOCH / row["images_per_second"] for row in reps)
+            found[way] = of | {"evaluation": HELD_OUT * median(row["evaluation"] for row in parts) / epoch}
     return found
 
 
@@ -210,8 +213,9 @@ def markdown(about: dict[str, Any], found: dict[str, Any]) -> str:
             f"{of['memory'] / 1e6:.0f} | {rate.text(digits(rate))} | {of['ratio']:.2f} | {rate.quiet}/{rate.total} |"
         )
     if found["shares"]:
-        names = [*PARTS, "Lightning and callbacks"]
-        lines += ["", "Shares of a step, %:", "", f"| network | way | {' | '.join(names)} |", "|---" * 7 + "|"]
+        names = [*PARTS, "Lightning and callbacks", "evaluation"]
+        lines += ["", "Shares of a step, %; of 10,000 images' evaluation, of an epoch:", ""]
+        lines += [f"| network | way | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for network, ways in found["shares"].items():
         for way, of in ways.items():
             lines.append(f"| {network} | {way} | {' | '.join(f'{100 * of[name]:.1f}' for name in names)} |")
