@@ -4,6 +4,8 @@
     python src/dashboard.py barz2018            one, or some of its experiments
 
 Without a W&B key nothing is sent: what would be is written to reports/dashboards, and how to publish it is printed.
+What would be sent is tested against W&B's own (de)serialisation and transaction logs; the sending itself has not been
+tried, there was no account.
 """
 
 import argparse

@@ -38,6 +38,8 @@ def test_workspace(pages):
     assert (curve.groupby_aggfunc, curve.groupby_rangefunc) == ("mean", "stddev")
     assert [key.name for key in found.runset_settings.groupby] == list(boards.GROUPS)
     assert all(id in str(found.runset_settings.filters) for id in IDS)
+    sent = boards.specification(made)["spec"]["section"]["runSets"][0]["grouping"]
+    assert [key["name"] for key in sent] == ["arch.value.name", "sched.value.name"]  # W&B wraps a run's config so
 
 
 def test_report(pages):

@@ -14,11 +14,13 @@ from depthlab.report.given import Drawn, Given, Table
 from depthlab.report.tables import Row
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
+STYLES = ["-", "--", ":", "-."]  # of further ones
 SAMPLES = 20  # learning rates drawn per epoch; 500 steps / 20 = 25 divides every CLR peak
 
 
 def curves(given: Given) -> Drawn:
-    """One column of panels per value of the first axis, one colour per cell in it: mean over seeds and a band of ± std.
+    """One column of panels per value of the first axis (all in one where there is no other), one colour per cell in it:
+    mean over seeds and a band of ± std.
 
     Above the error on held-out images, below the training loss (logarithmic). Diverged runs are counted, not drawn.
     Nothing if no run has finished.
@@ -28,7 +30,7 @@ def curves(given: Given) -> Drawn:
     comparable = block.own_data and block.budget == 1  # with the paper's final numbers
     if not any(row.finished for row in rows):
         return Drawn()
-    first, *rest = experiment.axes or {"": None}
+    first, *rest = experiment.axes if len(experiment.axes) > 1 else [None, *experiment.axes]
     panels: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         panels[row.cell.get(first)].append(row)
@@ -39,11 +41,12 @@ def curves(given: Given) -> Drawn:
         top, bottom = axes[:, column]
         top.set_title(experiment.label(value) if value is not None else experiment.title)
         for row in members:
-            colour = COLOURS[names.index(_rest(row, rest)) % len(COLOURS)]
+            turn, place = divmod(names.index(_rest(row, rest)), len(COLOURS))
+            colour, style = COLOURS[place], STYLES[turn % len(STYLES)]
             count = f"{len(row.finished)}" + (f", {len(row.diverged)} diverged" if row.diverged else "")
             name = " ".join(experiment.label(row.cell[axis]) for axis in rest) or experiment.name_of(row.cell)
-            _band(top, row, "val_error", colour, f"{name} ({count})")
-            _band(bottom, row, "train_loss", colour, None)
+            _band(top, row, "val_error", colour, style, f"{name} ({count})")
+            _band(bottom, row, "train_loss", colour, style, None)
             paper = experiment.published(row.cell)
             if comparable and {experiment.metric, "epochs"} <= paper.keys():
                 point = paper["epochs"], paper[experiment.metric]
@@ -130,10 +133,10 @@ def band(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:
     return (x + 1).tolist(), mean.tolist(), std.tolist()
 
 
-def _band(axis: Any, row: Row, key: str, colour: str, label: str | None) -> None:
+def _band(axis: Any, row: Row, key: str, colour: str, style: str, label: str | None) -> None:
     x, mean, std = band(row, key)
     low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
-    axis.plot(x, mean, color=colour, lw=1.5, label=label, marker="o" if len(x) < 12 else None, ms=3)
+    axis.plot(x, mean, style, color=colour, lw=1.5, label=label, marker="o" if len(x) < 12 else None, ms=3)
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 

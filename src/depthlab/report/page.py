@@ -233,7 +233,8 @@ def by_paper(views: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 def cited(views: Sequence[dict[str, Any]]) -> str:
     """The paper's citation, as most of its experiments have it, to the year; what follows is of each."""
-    return Counter(YEAR.match(view["cite"] or view["id"])[0] for view in views).most_common(1)[0][0]
+    found = Counter(YEAR.match(view["cite"] or view["id"])[0].removeprefix("After ") for view in views)
+    return found.most_common(1)[0][0]
 
 
 def in_order(verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
