@@ -1,6 +1,7 @@
 """Shared by all tests: one thread (bits depend on it), the digits made once, the commands as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ TINY = ["arch=resnet", "arch.depth=8", "arch.width=4", "data=digits", "trainer.l
 TINY += ["trainer.limit_test_batches=1", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "augment=none"]
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def composed(name: str, *overrides: str) -> dict:

@@ -121,6 +121,11 @@ def four(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def ten(value: float | None) -> float | None:
+    """Ten significant digits: what follows hangs on the number of threads that summed."""
+    return None if value is None else float(f"{value:.10g}")
+
+
 # ---- Figs. 2 = 8, 6 and 9
 
 

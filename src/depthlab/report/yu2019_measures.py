@@ -15,7 +15,7 @@ from depthlab.analysis.weights import weights
 from depthlab.report.figures import canvas
 from depthlab.report.given import Drawn, Given, Table, measurement, scalar
 from depthlab.report.tables import Record, Row
-from depthlab.report.yu2019 import PLAIN, RESIDUAL, depth, four
+from depthlab.report.yu2019 import PLAIN, RESIDUAL, depth, four, ten
 from depthlab.report.yu2019_start import drawn
 
 STATISTICS = {
@@ -71,7 +71,7 @@ def masses(given: Given) -> Drawn:
     header = ["statistic", *(text for name, mine, *_ in columns for text in (f"paper: {name}", f"ours: {mine}"))]
     lines, rows = [], []
     for key, text in STATISTICS.items():
-        pairs = [(theirs.get(key), found and found.scalars[key]) for *_, theirs, found in columns]
+        pairs = [(theirs.get(key), found and ten(found.scalars[key])) for *_, theirs, found in columns]
         lines.append([text, *("" if v is None else f"{v:.4g}" for pair in pairs for v in pair)])
         rows.append({"statistic": key} | dict(zip(header[1:], (v for pair in pairs for v in pair), strict=True)))
     return Drawn({}, {"weights": Table("Weights", header, lines, rows)}, given.unmeasured("weights"))
@@ -105,6 +105,7 @@ def regularisation(given: Given) -> Drawn:
     lines, rows = [], []
     for row in given.block.rows:
         before = weights(drawn(given, given.compose(f"arch={row.cell['arch']}"), row.wanted[0])).scalars["penalty"]
+        before = ten(before)
         record = next(iter(row.finished), {})
         paper = given.experiment.published(row.cell)
         mine = {"penalty_before": before, "train_loss": record.get("train_loss"), "penalty": record.get("penalty")}

@@ -20,6 +20,7 @@ from depthlab.classifier import parameter_groups, penalty
 from depthlab.equivalence import centre_decay, id_entries, plain, residual
 from depthlab.records import training_flops
 from depthlab.report.given import Drawn, Given, Table
+from depthlab.report.yu2019 import ten
 
 DEPTHS = (20, 32, 44)
 DECAY = 1e-4 / 128
@@ -48,7 +49,7 @@ def initial(given: Given, seeds: int = 8, images: int = 1000, train: bool = True
                 "train_loss_mean": fmean(losses) if losses else None,
                 "train_loss_std": stdev(losses) if losses else None,
             }  # fmt: skip
-            rows.append(row)
+            rows.append({key: ten(value) if isinstance(value, float) else value for key, value in row.items()})
             name = given.experiment.label(arch) + (f", S = fan_{fan}" if row["fan"] else "")
             name += given.notes.at({"arch": arch, "fan": fan}, "penalty")
             spread = [f"{row['train_loss_mean']:.4f} ± {row['train_loss_std']:.4f}" if losses else ""]
