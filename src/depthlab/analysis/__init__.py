@@ -18,15 +18,17 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from depthlab.data.batches import Batches, generator
-from depthlab.data.module import ImageData, held_out
 from depthlab.problem import Problem
+
+if TYPE_CHECKING:
+    from depthlab.data.module import ImageData
 
 GIVEN = ("net", "batches", "record", "folder", "scratch", "runs")
 Images = Iterable[tuple[Tensor, Tensor]]  # iterable more than once
@@ -114,7 +116,7 @@ def device_of(name: str) -> torch.device:
         raise Problem(f"device={name}: {str(error).splitlines()[0]}; take device=auto or cpu") from error
 
 
-def choose(data: ImageData, split: str = "test", images: int | None = None, device: Any = "cpu") -> Batches:
+def choose(data: "ImageData", split: str = "test", images: int | None = None, device: Any = "cpu") -> Batches:
     """Batches of `images` images chosen at random, always the same ones (test sets may be sorted by class).
 
     Args:
@@ -134,6 +136,8 @@ def choose(data: ImageData, split: str = "test", images: int | None = None, devi
     else:
         x, y, kept = arrays.train_images, arrays.train_labels, None
         if data.val_size:
+            from depthlab.data.module import held_out
+
             kept = held_out(torch.from_numpy(y), data.val_size, data.seed)[split == "val"]
     n = len(y) if kept is None else len(kept)
     if images is not None:

@@ -23,6 +23,7 @@ STATISTICS = {
     "mass_id": "mass of ID entries", "id_share": "ID entries' share of weights >= .25", "above_07": "entries above .7",
     "id_mode": "mode of the ID entries",
 }  # fmt: skip
+UNTRAINED: dict[tuple[str, str, int], Result] = {}
 
 
 def is_plain(row: Row) -> bool:
@@ -52,8 +53,16 @@ def before_and_after(given: Given, row: Row) -> tuple[Result, Result | None, int
     record = next(iter(row.finished), None)
     found = record and files.read(Path(record["folder"]), "weights-epoch0000")
     seed = record["seed"] if record else row.wanted[0]
-    before = found[0] if found else weights(drawn(given, given.compose(f"arch={row.cell['arch']}"), seed))
+    before = found[0] if found else untrained(given, row.cell["arch"], seed)
     return before, record and measurement(record, "weights"), record and record["epochs"]
+
+
+def untrained(given: Given, arch: str, seed: int) -> Result:
+    """`weights` of a network that nobody has trained; once for all tables of an experiment."""
+    key = given.experiment.id, arch, seed
+    if key not in UNTRAINED:
+        UNTRAINED[key] = weights(drawn(given, given.compose(f"arch={arch}"), seed))
+    return UNTRAINED[key]
 
 
 def masses(given: Given) -> Drawn:
@@ -104,8 +113,7 @@ def regularisation(given: Given) -> Drawn:
     """Table 4: L and weight penalty, before training (penalty only, no run needed) and after, and the ratio of both."""
     lines, rows = [], []
     for row in given.block.rows:
-        before = weights(drawn(given, given.compose(f"arch={row.cell['arch']}"), row.wanted[0])).scalars["penalty"]
-        before = ten(before)
+        before = ten(untrained(given, row.cell["arch"], row.wanted[0]).scalars["penalty"])
         record = next(iter(row.finished), {})
         paper = given.experiment.published(row.cell)
         mine = {"penalty_before": before, "train_loss": record.get("train_loss"), "penalty": record.get("penalty")}
