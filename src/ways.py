@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from depthlab import fused
-from depthlab.classifier import parameter_groups
 from depthlab.data import Batches
+from depthlab.decay import parameter_groups
 from depthlab.report.benchmark import PARTS
 from depthlab.timing import Phases, Stopwatch, timed
 from train import assemble

@@ -10,7 +10,7 @@ from torch import nn
 
 from callbacks import SGDR, Schedule
 from depthlab import Classifier, Plain11, ResNet
-from depthlab.classifier import parameter_groups
+from depthlab.decay import parameter_groups
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 

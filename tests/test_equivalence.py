@@ -13,7 +13,7 @@ from configuration import problems
 from conftest import TINY, composed
 from depthlab import Classifier
 from depthlab.architectures import DominantNet, MultilevelResNet, Plain11, ResNet, SimpleNet
-from depthlab.classifier import penalty
+from depthlab.decay import penalty
 from depthlab.equivalence import T, id_entries, identity_kernels, plain, residual
 from depthlab.growth import grow
 from depthlab.problem import Problem

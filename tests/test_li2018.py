@@ -7,7 +7,7 @@ from torch import nn
 from configuration import build, network
 from conftest import composed
 from depthlab.architectures.init import initialise
-from depthlab.classifier import parameter_groups
+from depthlab.decay import parameter_groups
 from depthlab.records import training_flops
 
 

@@ -123,10 +123,11 @@ def _rest(row: Row, axes: list[str]) -> tuple:
 def band(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:
     """Epochs completed, mean and sample standard deviation (0 of one) over the seeds that measured `key` there."""
     found = [(r["curves"].get("epoch") or [], r["curves"].get(key) or []) for r in row.finished]
-    pairs = [(e, v) for epochs, values in found for e, v in zip(epochs, values, strict=False) if v is not None]
-    if not pairs:
+    epochs = np.array([e for epochs, values in found for e in epochs[: len(values)]], dtype=int)
+    values = np.array([v for epochs, values in found for v in values[: len(epochs)]], dtype=float)  # None: NaN
+    epochs, values = epochs[~np.isnan(values)], values[~np.isnan(values)]
+    if not len(values):
         return [], [], []
-    epochs, values = np.array([e for e, _ in pairs]), np.array([v for _, v in pairs], dtype=float)
     x, at, n = np.unique(epochs, return_inverse=True, return_counts=True)
     mean = np.bincount(at, values) / n
     std = np.sqrt(np.bincount(at, (values - mean[at]) ** 2) / np.maximum(n - 1, 1))

@@ -127,7 +127,7 @@ def split(
     """The cell's own runs, and rows of other recipes. Runs made for another study by another recipe are left to it."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[json.dumps(recipe(record["identity"]), sort_keys=True)].append(record)
+        groups[recipe_text(record["identity"])].append(record)
     own = Row(cell, experiment.seeds)
     if expected is not None:
         reference = recipe(json.loads(json.dumps(expected)))
@@ -147,6 +147,17 @@ def split(
 def recipe(identity: dict[str, Any]) -> dict[str, Any]:
     """`identity` with dotted keys, without the seed and without what has a table of its own."""
     return {key: value for key, value in flatten(identity).items() if key.split(".")[-1] not in BLOCK_KEYS}
+
+
+_texts: dict[int, tuple[dict[str, Any], str]] = {}  # by the identity's own, which is kept beside it
+
+
+def recipe_text(identity: dict[str, Any]) -> str:
+    """`recipe` as text, made once: every experiment looks through all records."""
+    kept = _texts.get(id(identity))
+    if kept is None:
+        kept = _texts[id(identity)] = identity, json.dumps(recipe(identity), sort_keys=True)
+    return kept[1]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

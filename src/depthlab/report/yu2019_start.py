@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from depthlab.architectures import SimpleNet
-from depthlab.classifier import parameter_groups, penalty
+from depthlab.decay import parameter_groups, penalty
 from depthlab.equivalence import centre_decay, id_entries, plain, residual
 from depthlab.records import training_flops
 from depthlab.report.given import Drawn, Given, Table
