@@ -36,8 +36,8 @@ from depthlab.report.experiments import load_experiment
 from depthlab.report.missing import duration
 from depthlab.timing import Stopwatch
 from train import assemble
+from ways import WARM_UP
 
-WARM_UP = 5  # steps
 TARGET = 4.0  # seconds of timed steps
 BATCHES = 3  # of an evaluation, timed after as many that are not
 Cost = np.ndarray  # (seconds of the clock, seconds of the processor)

@@ -13,9 +13,8 @@ transforms, forward-mode and second derivatives, torch.compile, SyncBatchNorm, h
 What it gains (results/benchmark/fused.md): 2.2 to 2.6 times as fast as PyTorch's in ResNets in bf16, 1.2 to 1.6 times
 in fp32; nothing for Plain-11's maps of 8x8 in fp32. In fp32 it is what makes channels_last permissible at all, for
 networks of at most 64 channels: of wider ones the convolutions themselves round more there (Plain-11: twice the error
-of the whole gradient), so these stay in planes. Tried and left out, for networks without BatchNorm: ReLU as oneDNN's
-post-op of the convolution, and in place (SimpleNet of 20 layers, batch 100, one thread, medians of 8: in bf16 76.6 and
-75.0 ms of processor time per step, 76.4 without; in fp32 132.0, 126.2, 125.6).
+of the whole gradient), so these stay in planes. Tried and left out, for networks without BatchNorm: ReLU
+as oneDNN's post-op of the convolution, and in place; neither was worth 3 % of a step.
 """
 
 from math import lcm

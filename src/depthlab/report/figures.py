@@ -123,9 +123,10 @@ def _rest(row: Row, axes: list[str]) -> tuple:
 def band(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:
     """Epochs completed, mean and sample standard deviation (0 of one) over the seeds that measured `key` there."""
     found = [(r["curves"].get("epoch") or [], r["curves"].get(key) or []) for r in row.finished]
-    epochs = np.array([e for epochs, values in found for e in epochs[: len(values)]], dtype=int)
-    values = np.array([v for epochs, values in found for v in values[: len(epochs)]], dtype=float)  # None: NaN
-    epochs, values = epochs[~np.isnan(values)], values[~np.isnan(values)]
+    epochs = np.array([e for at, these in found for e in at[: len(these)]], dtype=int)
+    values = np.array([v for at, these in found for v in these[: len(at)]], dtype=float)  # None becomes NaN
+    there = ~np.isnan(values)
+    epochs, values = epochs[there], values[there]
     if not len(values):
         return [], [], []
     x, at, n = np.unique(epochs, return_inverse=True, return_counts=True)
