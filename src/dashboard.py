@@ -20,7 +20,7 @@ from depthlab.problem import Problem
 from depthlab.report import dashboard as boards
 from depthlab.report import gather, load_experiment, read_records
 from depthlab.report.page import by_paper, cited
-from depthlab.report.recipes import Expected, Recipes, fingerprint, kept
+from depthlab.report.recipes import Expected, Recipes, kept
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,17 +39,15 @@ def main(argv: list[str] | None = None) -> int:
         online = has_key()
         entity = args.entity or (default_entity() if online else "ENTITY")
         records, problems = read_records(args.runs)
-        root = report.ROOT
-        key = fingerprint([report.CONF, root / "src", root / "callbacks"])
-        recipes = Recipes(report.compose, report.build, args.out / ".kept/recipes.json", key)
+        recipes = Recipes(report.compose, report.build, args.out / ".kept/recipes.json", report.key())
         pages = []
         for id in report.choose(args.experiment):
             experiment = load_experiment(report.CONF / "experiment" / f"{id}.yaml", id)
             expected = Expected(recipes, experiment) if experiment.runs else None
-            parts = partial(report.compose, experiment), report.build
+            parts = partial(recipes.config, experiment), report.build
             make = partial(gather, experiment, records, problems, expected, *parts)
             where = args.out / f".kept/{id}.pickle"
-            pages.append(make() if experiment.runs else kept(where, key + report.images_at_hand(), make))
+            pages.append(make() if experiment.runs else kept(where, recipes.key + report.images_at_hand(), make))
         recipes.keep()
         views = [{"id": p.experiment.id, "cite": p.experiment.paper.get("cite"), "page": p} for p in pages]
         for paper, members in by_paper(views).items():

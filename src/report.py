@@ -49,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.runs != parser.get_default("runs") and not any(folder.is_dir() for folder in args.runs):
             raise Problem(f"--runs {' '.join(map(str, args.runs))}: there is no such folder")
         records, problems = read_records(args.runs)
-        key = fingerprint([CONF, ROOT / "src", ROOT / "callbacks"])
-        recipes = Recipes(compose, build, args.out / ".kept/recipes.json", key)
+        recipes = Recipes(compose, build, args.out / ".kept/recipes.json", key())
         if args.missing:
             print(missing(experiments, records, recipes), end="")
         else:
@@ -101,7 +100,7 @@ def report_one(
     before = set(recipes.found)
     expected = Expected(recipes, experiment) if experiment.runs else None
     left_out = problems if experiment.runs else []
-    parts = partial(compose, experiment), build
+    parts = partial(recipes.config, experiment), build
     make = partial(gather, experiment, records, left_out, expected, *parts, still="md" in formats, empty=not ran)
     page = (
         make() if experiment.runs else kept(out / f".kept/{experiment.id}.pickle", recipes.key + images_at_hand(), make)
@@ -123,7 +122,6 @@ def in_processes(one: Callable[[Experiment], Any], experiments: Sequence[Experim
 
     Forked, not spawned: the records need not be sent. What computes takes longest, hence begins first.
     """
-    gc.collect()
     gc.freeze()  # or collecting would go through every record again, and copy it in every fork
     try:
         cores = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -160,6 +158,11 @@ def progress(done: int, of: int) -> None:
 
 def _call(experiment: Experiment) -> Any:
     return _one(experiment)
+
+
+def key() -> str:
+    """Changes when what was found of configurations may no longer hold."""
+    return fingerprint([CONF, ROOT / "src", ROOT / "callbacks"]) + os.environ.get("DEPTHLAB_DATA", "")
 
 
 def images_at_hand() -> str:

@@ -14,6 +14,8 @@ training) do the rest. A function is given what its parameters name, of
 and its other parameters are options. `figure(results)` beside it draws one or several {label: Result}.
 """
 
+from __future__ import annotations  # torch is imported where it computes: a report reads results without it
+
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,17 +23,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from depthlab.data.batches import Batches, generator
 from depthlab.problem import Problem
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from depthlab.data.batches import Batches
     from depthlab.data.module import ImageData
 
 GIVEN = ("net", "batches", "record", "folder", "scratch", "runs")
-Images = Iterable[tuple[Tensor, Tensor]]  # iterable more than once
+Images = Iterable[tuple["Tensor", "Tensor"]]  # iterable more than once
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def first_blocks(net: nn.Module) -> np.ndarray:
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, the weights' own precision; afterwards every module has its mode back."""
+    import torch
+
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -108,6 +113,8 @@ def device_of(name: str) -> torch.device:
     Raises:
         Problem: there is no such device.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -116,7 +123,7 @@ def device_of(name: str) -> torch.device:
         raise Problem(f"device={name}: {str(error).splitlines()[0]}; take device=auto or cpu") from error
 
 
-def choose(data: "ImageData", split: str = "test", images: int | None = None, device: Any = "cpu") -> Batches:
+def choose(data: ImageData, split: str = "test", images: int | None = None, device: Any = "cpu") -> Batches:
     """Batches of `images` images chosen at random, always the same ones (test sets may be sorted by class).
 
     Args:
@@ -126,6 +133,10 @@ def choose(data: "ImageData", split: str = "test", images: int | None = None, de
     Raises:
         Problem: an argument is out of its range.
     """
+    import torch
+
+    from depthlab.data.batches import Batches, generator
+
     if split not in ("test", "train", "val"):
         raise Problem(f"analysis.split must be test, train or val, got {split!r}")
     if split == "val" and not data.val_size:

@@ -38,7 +38,8 @@ def write(folder: Path, name: str, result: Result, about: Mapping[str, Any], png
 def about(folder: Path, name: str) -> dict[str, Any] | None:
     """The JSON, None if there is none."""
     try:
-        return json.loads(json_path(folder, name).read_text())
+        with open(f"{folder}/analysis-{name}.json", encoding="utf-8") as file:  # asked of every run: no Path for it
+            return json.load(file)
     except FileNotFoundError:
         return None
 

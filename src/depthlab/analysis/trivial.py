@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from depthlab.analysis import Result
-from depthlab.analysis.inside import progress
 from depthlab.problem import Problem
 
 BASE = {"n": 20, "layer": 5, "sigma_A": 0.01, "sigma_V": 0.1, "p": 0.9, "epsilon": 0.1, "L": 10}
@@ -116,6 +115,8 @@ def trivial(draws: int = 100_000, seed: int = 0) -> Result:
     """
     if draws < 1:
         raise Problem(f"analysis.draws must be >= 1, got {draws}")
+    from depthlab.analysis.inside import progress
+
     points = [(key, value) for key, values in SWEEPS.items() for value in values]
     rows: dict[str, list[Any]] = {key: [] for key in ("sweep", "value", "residual", "plain", "cut", *FORMS)}
     for number, (key, value) in enumerate(progress(points, "trivial case")):

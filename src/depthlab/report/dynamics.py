@@ -81,11 +81,11 @@ def norms_by_block(given: Given) -> Drawn:
 
 def F_by_time(given: Given, panel: str = "data") -> Drawn:
     """||F(Y_j)|| = ||G(Y_j)|| / h against time: networks of h = 1, .5, .25 are one equation if their curves are one."""
-    from depthlab.analysis.norms import difference
-
     found = given.measured("norms")
     if not found:
         return Drawn(lines=given.unmeasured("norms"))
+    from depthlab.analysis.norms import difference
+
     groups = defaultdict(list)
     for one in found:
         groups[one[0].cell.get(panel)].append(one)

@@ -121,7 +121,16 @@ def _rest(row: Row, axes: list[str]) -> tuple:
 
 
 def band(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:
-    """Epochs completed, mean and sample standard deviation (0 of one) over the seeds that measured `key` there."""
+    """Epochs completed, mean and sample standard deviation (0 of one) over the seeds that measured `key` there.
+
+    Kept with the row: a picture and a chart to zoom are drawn of it.
+    """
+    if key not in row.bands:
+        row.bands[key] = _over_seeds(row, key)
+    return row.bands[key]
+
+
+def _over_seeds(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:
     found = [(r["curves"].get("epoch") or [], r["curves"].get(key) or []) for r in row.finished]
     epochs = np.array([e for at, these in found for e in at[: len(these)]], dtype=int)
     values = np.array([v for at, these in found for v in these[: len(at)]], dtype=float)  # None becomes NaN

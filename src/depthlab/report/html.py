@@ -204,7 +204,6 @@ def curves(page: Page, block: Block, id: str) -> list[dict[str, Any]]:
 def chart(page: Page, block: Block, rows: list[Row]) -> tuple[str, Any] | None:
     """Title and Plotly's JSON: mean over seeds with a band of ± std; None where nothing was recorded."""
     from markupsafe import Markup
-    from plotly import graph_objects as go
 
     traces, varying = [], [axis for axis in page.experiment.axes if len({row.cell[axis] for row in rows}) > 1]
     for number, row in enumerate(rows):
@@ -214,15 +213,15 @@ def chart(page: Page, block: Block, rows: list[Row]) -> tuple[str, Any] | None:
             x, mean, std = band(row, key)
             if not len(x):
                 continue
-            x = np.array(x, "i2")
-            about = {"x": x, "yaxis": axis, "legendgroup": str(number)}
+            x = np.array(x)
+            about = {"type": "scatter", "x": packed(x), "yaxis": axis, "legendgroup": str(number)}
             if any(std):
                 low, high = np.subtract(mean, std), np.add(mean, std)
-                edges = {"x": np.concatenate([x, x[::-1]]), "y": np.concatenate([high, low[::-1]]).astype("f4")}
+                edges = {"x": packed(x, x[::-1]), "y": packed(high, low[::-1])}
                 traces.append(about | edges | {"fill": "toself", "fillcolor": faint(colour), "line": {"width": 0},
                                                "hoverinfo": "skip", "showlegend": False, "mode": "lines"})  # fmt: skip
             traces.append(about | {
-                "y": np.array(mean, "f4"), "name": f"{name} ({len(row.finished)})", "showlegend": axis == "y",
+                "y": packed(mean), "name": f"{name} ({len(row.finished)})", "showlegend": axis == "y",
                 "line": {"color": colour, "width": 1.6, "dash": dash}, "hovertemplate": "%{y:.4g}",
                 "mode": "lines+markers" if len(x) < 12 else "lines",
             })  # fmt: skip
@@ -233,16 +232,23 @@ def chart(page: Page, block: Block, rows: list[Row]) -> tuple[str, Any] | None:
     )  # fmt: skip
     thin = {"gridcolor": "#e6e9ec", "zeroline": False, "linecolor": "#b8c0c8"}
     layout = {
-        "template": "none", "hovermode": "x", "margin": {"l": 55, "r": 10, "t": 28, "b": 40}, "dragmode": "zoom",
+        "hovermode": "x", "margin": {"l": 55, "r": 10, "t": 28, "b": 40}, "dragmode": "zoom",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1b1f24"},
         "xaxis": thin | {"title": {"text": "epoch"}, "anchor": "y2"},
         "yaxis": thin | {"title": {"text": "held-out error (%)"}, "domain": [0.54, 1]},
         "yaxis2": thin | {"title": {"text": "training loss"}, "domain": [0, 0.46], "type": "log"},
         "legend": {"font": {"size": 11}},
     }  # fmt: skip
-    figure = go.Figure({"data": [{"type": "scatter"} | trace for trace in traces], "layout": layout})
     label = title or page.experiment.title
-    return f"{label}, budget {block.budget:g}, {block.precision}", Markup(figure.to_json().replace("</", "<\\/"))
+    figure = json.dumps({"data": traces, "layout": layout}, separators=(",", ":"))
+    return f"{label}, budget {block.budget:g}, {block.precision}", Markup(figure.replace("</", "<\\/"))
+
+
+def packed(*parts: Any) -> dict[str, str]:
+    """Numbers as Plotly reads them fastest, and in the fewest characters."""
+    array = np.concatenate(parts)
+    kind = "i2" if array.dtype.kind == "i" else "f4"
+    return {"dtype": kind, "bdata": b64encode(array.astype(f"<{kind}").tobytes()).decode()}
 
 
 def faint(colour: str) -> str:
@@ -254,7 +260,7 @@ def runs(records: Sequence[dict[str, Any]], here: Path) -> dict[str, Any]:
     """Columns and rows of the table of runs; a row's last entry is its folder as seen from `here`."""
     from markupsafe import Markup
 
-    folders = {r["folder"]: Path(os.path.relpath(r["folder"], here)).as_posix() for r in records}
+    folders = {r["folder"]: os.path.relpath(r["folder"], here).replace(os.sep, "/") for r in records}
     data = [[*(value(r) for _, _, value in COLUMNS), folders[r["folder"]]] for r in records]
     columns = [{"title": title, "kind": kind} for title, kind, _ in COLUMNS]
     text = json.dumps({"columns": columns, "data": data}, separators=(",", ":"))

@@ -102,8 +102,6 @@ def scatter(
 def gradients(given: Given) -> Drawn:
     """The split by block at the first and last measured epoch, and the first block's gradient over training."""
     from depthlab.analysis import files
-    from depthlab.analysis.drawing import stage_lines
-    from depthlab.analysis.gradients import draw
 
     runs = []
     for row in given.rows:
@@ -114,6 +112,9 @@ def gradients(given: Given) -> Drawn:
             runs.append((row, record, curve, [(e, f[0].arrays) for e, f in found if f is not None]))
     if not runs:
         return Drawn(lines=given.unmeasured("gradients"))
+    from depthlab.analysis.drawing import stage_lines
+    from depthlab.analysis.gradients import draw
+
     split = canvas(3.6 * len(runs), 6.4)
     axes = split.subplots(2, len(runs), squeeze=False, sharey=True)
     training = canvas(9.6, 3.8)

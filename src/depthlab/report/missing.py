@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from depthlab.report.experiments import Cell, Experiment
-from depthlab.report.recipes import Recipes, epoch_images
+from depthlab.report.recipes import Recipes, epoch_images, overrides
 from depthlab.report.tables import Record, tabulate
 
 STEPS = 3  # timed, after one that is not
@@ -50,7 +50,7 @@ def lacks(experiment: Experiment, records: Sequence[Record], recipes: Recipes, e
     found = []
     for row in block.rows:
         if row.missing:
-            config, cost = recipes.config(experiment, row.cell), recipes.cost(experiment, row.cell)
+            config, cost = recipes.config(experiment, *overrides(row.cell)), recipes.cost(experiment, row.cell)
             command = experiment.command(row.cell, row.missing)
             about = cost.get("flops"), cost.get("images")
             found.append(Lack(experiment, row.cell, row.missing, command, config, *about))

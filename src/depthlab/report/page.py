@@ -108,12 +108,13 @@ def gather(
         page.verdicts = judging(experiment, page.blocks)
         return page
     csvs = defaultdict(list)
-    if page.blocks:
-        csvs[""] = [csv_row(experiment, block, row) for block in page.blocks for row in [*block.rows, *block.others]]
     for block in page.blocks or [None]:
         own = []
         if block:
-            own.append(Section(heading(block), *table(experiment, block, page.notes), closing(experiment, block)))
+            cells = [csv_row(experiment, block, row) for row in [*block.rows, *block.others]]
+            csvs[""] += cells
+            shown = table(experiment, block, page.notes, cells)
+            own.append(Section(heading(block), *shown, closing(experiment, block)))
         given = Given(experiment, page.notes, block, compose, build)
         drawn = drawing(given) if still or experiment.paper.get("figure") else Drawn()
         about = {"data": block.data, "budget": block.budget, "precision": block.precision} if block else {}
@@ -268,8 +269,10 @@ def heading(block: Block) -> str:
     return f"{', '.join([*data, budget(block)])}: {runs}"
 
 
-def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a block, as printed."""
+def table(
+    experiment: Experiment, block: Block, notes: Notes, numbers: list[dict[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a block, as printed; `numbers` are its rows of the CSV."""
     paper = bool(experiment.paper.get("published")) and block.own_data
     metric, digits = METRICS.get(experiment.metric, experiment.metric), DIGITS.get(experiment.metric, 2)
     times = paper and any("seconds_per_epoch" in p for p in experiment.paper["published"])
@@ -277,15 +280,14 @@ def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str]
     header += [f"paper: {metric}"] * paper + [f"ours: {metric}"] + ["difference"] * paper + ["epochs"]
     header += ["paper: s/epoch"] * times + ["ours: s/epoch", "GFLOP/image", "PFLOP/run"]
     body = []
-    for row in [*block.rows, *block.others]:
-        found = csv_row(experiment, block, row)
+    for row, found in zip([*block.rows, *block.others], numbers, strict=True):
         published = experiment.published(row.cell) if paper else {}
         line = [experiment.label(value) for value in row.cell.values()]
         if row.differs:
             line[-1:] = [(line or [""])[-1] + notes.mark(f"Another recipe, not in the row above: {row.differs}.")]
         if paper:
             line.append(number(published.get(experiment.metric), digits) + notes.at(row.cell, experiment.metric))
-        line.append(ours(experiment, row) + notes.at(row.cell, "ours"))
+        line.append(ours(experiment, row, found) + notes.at(row.cell, "ours"))
         if paper:
             difference = found["difference"]
             line.append("" if difference is None else f"{difference:+.{digits}f}{block.marks}")
@@ -299,9 +301,9 @@ def table(experiment: Experiment, block: Block, notes: Notes) -> tuple[list[str]
     return header, body
 
 
-def ours(experiment: Experiment, row: Row) -> str:
+def ours(experiment: Experiment, row: Row, found: dict[str, Any]) -> str:
     """`27.12 ± 0.21 (3)`, `27.12 (1 of 3), 1 diverged`, `- (0 of 3)`."""
-    mean, std, n = summary(row.values(experiment.metric))
+    mean, std, n = (found[key] for key in (f"{experiment.metric}_mean", f"{experiment.metric}_std", "n"))
     count = f"{n} of {len(row.wanted)}" if n < len(row.wanted) else f"{n}"
     diverged = f"{len(row.diverged)} diverged" if row.diverged else ""
     if mean is None:

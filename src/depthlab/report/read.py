@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from depthlab.records import SCHEMA
+from depthlab.report.tables import recipe_text
 
 NEEDED = {  # what a table cannot do without
     "name": str, "identity": dict, "arch": str, "sched": str, "data": str, "seed": int, "budget": (int, float),
@@ -43,26 +46,38 @@ def read_records(dirs: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list
     """
     records: list[dict[str, Any]] = []
     problems: list[str] = []
-    seen: dict[str, str] = {}
+    seen: dict[tuple, Path] = {}
     for directory in map(Path, dirs):
         if not directory.is_dir():
             problems.append(f"{directory}: no such folder of runs")
             continue
         for path in [directory / "result.json", *sorted(directory.glob("*/result.json"))]:
-            if not path.is_file():
-                continue
             try:
-                record = check(json.loads(path.read_bytes()))
+                record = check(parse(path.read_bytes()))
+            except FileNotFoundError:
+                continue
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {error}")
                 continue
-            key = json.dumps(record["identity"], sort_keys=True)
-            if key in seen:
-                problems.append(f"{path}: the same run as {seen[key]}, counted once")
+            run = recipe_text(record["identity"]), record["seed"], float(record["budget"]), record["precision"]
+            if run in seen:
+                problems.append(f"{path}: the same run as {seen[run]}, counted once")
                 continue
-            seen[key] = str(path)
+            seen[run] = path
             records.append(record | {"folder": path.parent.as_posix()})
     return records, problems
+
+
+def parse(content: bytes) -> Any:
+    """JSON by pydantic's parser, which takes a third of the time.
+
+    Raises:
+        ValueError: it is none; the words are the standard library's.
+    """
+    try:
+        return from_json(content)
+    except ValueError:
+        return json.loads(content)
 
 
 def check(record: Any) -> dict[str, Any]:

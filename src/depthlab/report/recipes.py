@@ -37,27 +37,33 @@ class Recipes:
             self.found = kept["found"] if kept.get("key") == key else {}
         self.kept = len(self.found)
 
-    def config(self, experiment: Experiment, cell: Cell) -> dict[str, Any]:
-        return self.compose(experiment, *(f"{axis}={value}" for axis, value in cell.items()))
+    def config(self, experiment: Experiment, *overrides: str) -> dict[str, Any]:
+        """The resolved configuration of a run; what is given out is the caller's own."""
+        key = " ".join(["config", experiment.id, *overrides])
+        found = self._answer(key, lambda: self.compose(experiment, *overrides))
+        return json.loads(json.dumps(found))
 
     def identity(self, experiment: Experiment, cell: Cell) -> dict[str, Any]:
         """Of the cell's runs, whatever their seed, budget and precision."""
-        return self._answer("identity", experiment, cell, lambda config: identity_of(config))
+        return self._of_cell("identity", experiment, cell, identity_of)
 
     def analyses(self, experiment: Experiment) -> dict[str, dict[str, Any]]:
         """What its runs measure during training, with all options."""
         return (
-            self._answer("analyses", experiment, {}, lambda config: config["analyses"]) if experiment.analyses else {}
+            self._of_cell("analyses", experiment, {}, lambda config: config["analyses"]) if experiment.analyses else {}
         )
 
     def cost(self, experiment: Experiment, cell: Cell) -> dict[str, float]:
         """`flops` and `images` of one run, to train; {} where the number of images is not known."""
-        return self._answer("cost", experiment, cell, lambda config: cost(config, self.build))
+        return self._of_cell("cost", experiment, cell, lambda config: cost(config, self.build))
 
-    def _answer(self, what: str, experiment: Experiment, cell: Cell, find: Callable[[dict], Any]) -> Any:
+    def _of_cell(self, what: str, experiment: Experiment, cell: Cell, find: Callable[[dict], Any]) -> Any:
         key = f"{what} {experiment.id} {cell_key(cell)}"
+        return self._answer(key, lambda: find(self.compose(experiment, *overrides(cell))))
+
+    def _answer(self, key: str, find: Callable[[], Any]) -> Any:
         if key not in self.found:
-            self.found[key] = find(self.config(experiment, cell))
+            self.found[key] = find()
         return self.found[key]
 
     def keep(self) -> None:
@@ -66,6 +72,11 @@ class Recipes:
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.path, json.dumps({"key": self.key, "found": self.found}))
+
+
+def overrides(cell: Cell) -> list[str]:
+    """What the command line says of it."""
+    return [f"{axis}={value}" for axis, value in cell.items()]
 
 
 class Expected:

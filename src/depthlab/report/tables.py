@@ -26,6 +26,7 @@ class Row:
     wanted: list[Any]
     records: list[Record] = field(default_factory=list)
     differs: str = ""
+    bands: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # see `figures.band`
 
     @property
     def finished(self) -> list[Record]:
@@ -96,8 +97,7 @@ def tabulate(experiment: Experiment, records: Iterable[Record], expected: Any = 
     for record in records:
         if experiment.data not in (None, record["data"]) and record.get("study") != experiment.id:
             continue
-        key = cell_key({axis: value_of(record, axis) for axis in experiment.axes})
-        if key in cells:
+        if (key := key_of(record, experiment.axes)) in cells:
             data = experiment.data and record["data"]  # an axis, or not fixed: no reason for a table of its own
             found[data, float(record["budget"]), record["precision"]][key].append(record)
     blocks = []
@@ -163,7 +163,10 @@ def recipe_text(identity: dict[str, Any]) -> str:
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
 
 
@@ -181,6 +184,16 @@ def value_of(record: Record, axis: str) -> Any:
     for part in axis.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value.get("name") if isinstance(value, dict) else value
+
+
+def key_of(record: Record, axes: dict[str, list[Any]]) -> str | None:
+    """`cell_key` of the cell that a record's values make; None as soon as one is no value of its axis."""
+    cell = {}
+    for axis, values in axes.items():
+        cell[axis] = value = value_of(record, axis)
+        if isinstance(value, str) and value not in values:
+            return None
+    return cell_key(cell)
 
 
 def cell_key(cell: Cell) -> str:

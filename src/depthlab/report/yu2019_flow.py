@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from depthlab.analysis import Result, files
-from depthlab.analysis import gradient as gradients
 from depthlab.analysis import trivial as case
-from depthlab.analysis.flow import KINDS
 from depthlab.report.figures import canvas
 from depthlab.report.given import Drawn, Given, Table, measurement
 from depthlab.report.tables import Record
@@ -24,6 +22,8 @@ from depthlab.report.yu2019_measures import is_plain, shade
 
 def final_gradients(given: Given) -> Drawn:
     """Fig. 10: histogram over all steps that were measured."""
+    from depthlab.analysis import gradient as gradients
+
     figures, printed, rows, said = {}, [], [], []
     for paper in given.experiment.paper.get("published") or []:
         printed.append(["paper", "not said", f"{paper['mean']:.3g}", f"{paper['std']:.3g}", "", str(paper["steps"])])
@@ -57,7 +57,9 @@ def gradient_mean(record: Record) -> float | None:
     found = at_steps(record, "gradient")
     if not found:
         return None
-    numbers = gradients.of_moments(sum(r.arrays["moments"] for r in found))
+    from depthlab.analysis.gradient import of_moments
+
+    numbers = of_moments(sum(r.arrays["moments"] for r in found))
     return abs(numbers["mean"]) / numbers["std"]
 
 
@@ -66,6 +68,8 @@ def gradient_mean(record: Record) -> float | None:
 
 def flows(given: Given) -> Drawn:
     """Fig. 12: sigma by layer after the first (solid) and the last iteration (dotted); averages over training."""
+    from depthlab.analysis.flow import KINDS
+
     figure, lines, rows = canvas(11.0, 3.8), [], []
     axes = figure.subplots(1, len(KINDS), sharey=True)
     curves: dict[bool, dict[Any, dict[str, float]]] = {}

@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from depthlab.analysis import Result, files
-from depthlab.analysis import cushion as cushions
-from depthlab.analysis.weights import weights
 from depthlab.report.figures import canvas
 from depthlab.report.given import Drawn, Given, Table, measurement, scalar
 from depthlab.report.tables import Record, Row
 from depthlab.report.yu2019 import PLAIN, RESIDUAL, depth, four, ten
-from depthlab.report.yu2019_start import drawn
 
 STATISTICS = {
     "mean": "mean", "std": "standard deviation", "mass": "mass of all", "mass_large": "mass of weights >= .25",
@@ -61,6 +58,9 @@ def untrained(given: Given, arch: str, seed: int) -> Result:
     """`weights` of a network that nobody has trained; once for all tables of an experiment."""
     key = given.experiment.id, arch, seed
     if key not in UNTRAINED:
+        from depthlab.analysis.weights import weights
+        from depthlab.report.yu2019_start import drawn
+
         UNTRAINED[key] = weights(drawn(given, given.compose(f"arch={arch}"), seed))
     return UNTRAINED[key]
 
@@ -155,12 +155,14 @@ def layer_cushions(given: Given) -> Drawn:
     depths = sorted({d for d, _ in measured})
     if not measured:
         return Drawn(lines=given.unmeasured("cushion"))
+    from depthlab.analysis.cushion import per_sample
+
     figures, rows, lines, said = {}, [], [], []
     for denominator, name in (("own", ""), ("full", "full_norm")):
         figure = figures[name] = canvas(5.0 * len(depths), 3.8)
         for axis, d in zip(figure.subplots(1, len(depths), squeeze=False)[0], depths):
             pair = [measured[key] for key in measured if key[0] == d]
-            values = [cushions.per_sample(result, 10, denominator) for _, result in pair]
+            values = [per_sample(result, 10, denominator) for _, result in pair]
             bins = np.histogram_bin_edges(np.concatenate(values), 120)
             for (row, _), mu in zip(pair, values, strict=True):
                 axis.hist(mu, bins, color=shade(row), alpha=0.6, label=given.experiment.name_of(row.cell))
@@ -168,8 +170,8 @@ def layer_cushions(given: Given) -> Drawn:
             axis.legend(frameon=False, fontsize=8)
     for (d, plain), (_, result) in measured.items():
         for layer in range(1, len(result.arrays["gain"]) + 1):
-            medians = {key: float(np.median(cushions.per_sample(result, layer, key))) for key in ("own", "full")}
-            least = {f"{key}_min": float(cushions.per_sample(result, layer, key).min()) for key in ("own", "full")}
+            medians = {key: float(np.median(per_sample(result, layer, key))) for key in ("own", "full")}
+            least = {f"{key}_min": float(per_sample(result, layer, key).min()) for key in ("own", "full")}
             rows.append({"depth": d, "network": "plain" if plain else "residual", "layer": layer} | medians | least)
     for d in depths:
         if not {(d, True), (d, False)} <= measured.keys():
@@ -203,8 +205,10 @@ def layers_below(one: Record, other: Record) -> float | None:
         return None
     if len(pair) < 2:
         return 0.0
+    from depthlab.analysis.cushion import per_sample
+
     layers = range(1, len(pair[1].arrays["gain"]) + 1)
-    medians = [[np.median(cushions.per_sample(pair[kind], layer, "own")) for kind in (1, 0)] for layer in layers]
+    medians = [[np.median(per_sample(pair[kind], layer, "own")) for kind in (1, 0)] for layer in layers]
     return float(sum(residual <= plain for residual, plain in medians))
 
 
