@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from depthlab.data.module import ImageData
 
 GIVEN = ("net", "batches", "record", "folder", "scratch", "runs")
-Images = Iterable[tuple["Tensor", "Tensor"]]  # iterable more than once
+Images = Iterable[tuple[Any, Any]]  # of tensors, iterable more than once
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from depthlab.report.figures import COLOURS, canvas
 from depthlab.report.given import Drawn, Given, Table
 from depthlab.report.tables import Record, Row
@@ -96,9 +98,9 @@ def accuracies(given: Given, shown: Sequence[str] = ("train", "test"), panel: st
         for row in members:
             name = rest(given, row, panel)
             for kind in shown:
-                curve = [[100 - e for e in r["curves"]["train_error" if kind == "train" else "val_error"]]
-                         for r in row.finished]  # fmt: skip
-                band(axis, curve, f"{name} {kind}", COLOURS[names.index(name) % len(COLOURS)], kind == "train")
+                key = "train_error" if kind == "train" else "val_error"
+                found = [[np.nan if e is None else 100 - e for e in r["curves"][key]] for r in row.finished]
+                band(axis, found, f"{name} {kind}", COLOURS[names.index(name) % len(COLOURS)], kind == "train")
             points = sorted({point for r in row.finished for point in growth_points(r)})
             for point in points:
                 axis.axvline(point, color="0.6", lw=0.8, ls=":", zorder=0)
@@ -201,18 +203,17 @@ def rest(given: Given, row: Row, panel: str) -> str:
 def band(axis: Any, curves: list[list[float]], label: str, colour: str, dashed: bool) -> None:
     """Mean over runs; of five or more its 95 % confidence interval (Student's t), of fewer their range.
 
-    x = epochs completed.
+    x = epochs completed; those that a run did not measure are left out.
     """
     from scipy.stats import t
 
-    n, at = len(curves), [[v for v in values if v is not None] for values in zip(*curves, strict=False)]
-    x = range(1, len(at) + 1)
-    mean = [fmean(values) for values in at]
+    n, at = len(curves), np.array([*zip(*curves, strict=False)], dtype=float)  # (epochs, runs)
+    (there,) = np.nonzero(~np.isnan(at).any(1))
+    x, at = there + 1, at[there]
+    mean = at.mean(1)
     said = f" (n = {n}, {'95 %' if n >= 5 else 'range'})" if n > 1 else ""
     axis.plot(x, mean, color=colour, lw=1.2, ls="--" if dashed else "-", label=label + said)
     if n > 1:
-        half = [t.isf(0.025, n - 1) * stdev(values) / n**0.5 for values in at]
-        low, high = ([m + sign * h for m, h in zip(mean, half)] for sign in (-1, 1))
-        if n < 5:
-            low, high = ([f(values) for values in at] for f in (min, max))
+        half = t.isf(0.025, n - 1) * at.std(1, ddof=1) / n**0.5
+        low, high = (mean - half, mean + half) if n >= 5 else (at.min(1), at.max(1))
         axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)

@@ -149,7 +149,9 @@ rise_first, rise_later = (
 
 def F_apart(one: Record, other: Record) -> float | None:
     """How far the curves ||F||(t) of two runs lie apart, see `norms.difference`."""
+    found = [measurement(record, "norms") for record in (one, other)]
+    if None in found:
+        return None
     from depthlab.analysis.norms import difference
 
-    found = [measurement(record, "norms") for record in (one, other)]
-    return None if None in found else difference(*found)
+    return difference(*found)
