@@ -3,7 +3,6 @@
 Jinja fills page.html.j2; Plotly draws the curves, DataTables (in itables' bundle) the table of runs; both stand in it.
 """
 
-import io
 import json
 import os
 import re
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from depthlab.problem import Problem
 from depthlab.report.claims import NOT_RUN
@@ -143,7 +141,7 @@ def experiment(page: Page) -> dict[str, Any]:
             "body": [[cell(text, anchor) for text in line] for line in section.body],
             "lines": paragraphs(section), "curves": charts, "drawn_by_curves": not own,
             "figures": [
-                {"src": f"data:image/webp;base64,{b64encode(webp(page.figures[end])).decode()}", "name": end}
+                {"src": f"data:image/png;base64,{b64encode(page.figures[end]).decode()}", "name": end}
                 for end in section.figures
                 if own or not charts
             ],
@@ -155,13 +153,6 @@ def experiment(page: Page) -> dict[str, Any]:
         "sections": sections, "notes": page.notes.texts,
         "verdicts": [v | {"says": cell(v["says"], anchor)["html"]} for v in judged(page)],
     }  # fmt: skip
-
-
-def webp(png: bytes) -> bytes:
-    """The same pixels in half of the bytes."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", lossless=True, method=1, quality=20)
-    return buffer.getvalue()
 
 
 def cell(text: str, anchor: str) -> dict[str, Any]:
