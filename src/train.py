@@ -81,7 +81,7 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
     net = network(config, data.num_classes)
     fast = fused.switch(wanted, settings["precision"], settings["accelerator"], compiled)
     if channels_last is None:
-        channels_last = not settings["precision"].endswith(("32-true", "64-true")) or (fast and fused.narrow(net))
+        channels_last = fast or not settings["precision"].endswith(("32-true", "64-true"))
     data.memory_format = "channels_last" if channels_last else "contiguous"
     optim = config["optim"]
     model = (Classifier if graph is False else partial(GraphedClassifier, wanted=graph))(

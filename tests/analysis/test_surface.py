@@ -19,8 +19,9 @@ from depthlab.analysis.evaluator import Evaluator, Resident
 from depthlab.analysis.folding import Folded, Layer
 from depthlab.analysis.grid import Plane, evaluate, fingerprint, write
 from depthlab.analysis.loss_surface import barrier, loss_surface
-from depthlab.analysis.winograd import Chain, Convolution, library, transformed
+from depthlab.analysis.winograd import Chain, Convolution
 from depthlab.architectures import VGG9, MultilevelResNet, Plain11, ResNet
+from depthlab.fused.winograd import library
 from depthlab.problem import Problem
 
 SMALL = {"depth": 8, "width": 16, "num_classes": 10}
@@ -152,12 +153,12 @@ def test_winograd(shape):
     torch.manual_seed(0)
     x, other = torch.randn(B, C, H, W), torch.randn(B, K, H, W)
     w, bias = torch.randn(K, C, 3, 3) / (9 * C) ** 0.5, torch.randn(K)
-    chain = Chain([Convolution("x", transformed(w), bias, "other", True, "y")], {"y"})
+    chain = Chain([Convolution("x", w, bias, "other", True, "y")], {"y"})
     assert chain.inputs == ["x", "other"]
     (y,) = chain(x, other)
     exact = F.relu(F.conv2d(x.double(), w.double(), bias.double(), padding=1) + other)
     assert (y - exact).abs().max() < 5e-5
-    (y,) = Chain([Convolution("x", transformed(w), None, None, True, "y")], {"y"})(x * torch.nan)
+    (y,) = Chain([Convolution("x", w, None, None, True, "y")], {"y"})(x * torch.nan)
     assert torch.isnan(y).all()
 
 
@@ -167,7 +168,7 @@ def test_a_chain_of_convolutions(monkeypatch):
     torch.manual_seed(0)
     x, w = torch.randn(5, 16, 8, 8), torch.randn(3, 16, 16, 3, 3) / 12
     links = [("x", None, "a"), ("a", "x", "b"), ("b", None, "c"), ("c", "b", "d")]
-    layers = [Convolution(x, transformed(w[i % 3]), None, other, True, out) for i, (x, other, out) in enumerate(links)]
+    layers = [Convolution(x, w[i % 3], None, other, True, out) for i, (x, other, out) in enumerate(links)]
     chain = Chain(layers, {"b", "d"})
     assert set(chain.slot) == {"a", "c"}
     assert chain.slot["a"] == chain.slot["c"]

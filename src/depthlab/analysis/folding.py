@@ -21,7 +21,8 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from depthlab.analysis import evaluating, like
-from depthlab.analysis import winograd as wino
+from depthlab.analysis.winograd import Chain, Convolution
+from depthlab.fused import winograd as kernels
 
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)
@@ -81,7 +82,7 @@ class Folded:
 
     def __init__(self, net: nn.Module, dtype: torch.dtype = torch.float32, winograd: bool = True) -> None:
         self.net, self.dtype = net, dtype
-        self.winograd = winograd and dtype == torch.float32 and wino.library() is not None
+        self.winograd = winograd and dtype == torch.float32 and kernels.library() is not None
         self.programs: dict[torch.Size, Program] = {}
         self.onednn = dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
@@ -103,13 +104,13 @@ class Folded:
         program = self.program(state, x)
         values = program.constants | dict(zip(program.inputs, state.values(), strict=True))
         steps: list[Step] = []
-        chain: list[wino.Convolution] = []
+        chain: list[Convolution] = []
         gone: list[str] = []
 
         def close() -> None:
             if chain:
                 inside = {layer.out for layer in chain}
-                linked = wino.Chain(list(chain), inside - set(gone))
+                linked = Chain(list(chain), inside - set(gone))
                 dead = [name for name in gone if name not in inside]
                 steps.append(Step(linked, linked.inputs, linked.outputs, dead))
                 chain.clear()
@@ -124,9 +125,9 @@ class Folded:
                 continue
             w, b = self.folded(step, values)
             names = [node.name for node in (step.node.args[0], step.other) if node is not None]
-            if self.winograd and on_cpu and w.ndim == 4 and wino.takes(w, *step.options()):
+            if self.winograd and on_cpu and w.ndim == 4 and kernels.fits(w, *step.options()):
                 other = None if step.other is None else step.other.name
-                chain.append(wino.Convolution(names[0], wino.transformed(w), b, other, step.relu, step.out))
+                chain.append(Convolution(names[0], w, b, other, step.relu, step.out))
                 gone += dead
             else:
                 close()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
 from depthlab.architectures.resnet import Subsample, channels
-from depthlab.fused import bn_act
+from depthlab.fused import Conv2d, bn_act
 
 SHORTCUTS = ("avgpool_symmetric", "subsample")
 
@@ -46,9 +46,9 @@ class PreActivationBlock(nn.Module):
         super().__init__()
         stride = 1 if channels_in == channels_out else 2
         self.bn1 = None if first else nn.BatchNorm2d(channels_in, eps=eps, momentum=momentum)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out, eps=eps, momentum=momentum)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.shortcut = nn.Identity() if stride == 1 else Subsample(channels_in, channels_out, symmetric)
         self.step_size = step_size
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
-from depthlab.fused import act_bn
+from depthlab.fused import Conv2d, act_bn
 
 BLOCKS = ((64, 64), (128, 128, 128), (256, 256, 256), (512,))
 
@@ -22,7 +22,7 @@ class Unit(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, eps: float, momentum: float):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv = Conv2d(channels_in, channels_out, 3, padding=1)
         self.bn = nn.BatchNorm2d(channels_out, eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
-from depthlab.fused import bn_act
+from depthlab.fused import Conv2d, bn_act
 
 SHORTCUTS = ("subsample", "avgpool_symmetric", "projection", "none")
 
@@ -130,8 +130,8 @@ class ResNet(nn.Module):
         if shortcut not in SHORTCUTS:
             raise ValueError(f"arch.shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}")
 
-        def conv(*args, **kwargs) -> nn.Conv2d:
-            return nn.Conv2d(*args, bias=conv_bias, **kwargs)
+        def conv(*args, **kwargs) -> Conv2d:
+            return Conv2d(*args, bias=conv_bias, **kwargs)
 
         def bn(channels: int) -> nn.BatchNorm2d:
             return nn.BatchNorm2d(channels, eps=bn_eps, momentum=bn_momentum)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from depthlab.architectures.init import initialise
 from depthlab.architectures.resnet import Subsample, channels
 from depthlab.equivalence import id_entries
+from depthlab.fused import Conv2d
 
 
 class Layer(nn.Module):
@@ -114,7 +115,7 @@ class SimpleNet(nn.Module):
 
     def block(self, channels_in: int, channels_out: int, kernel: int) -> Layer:
         stride = channels_out // channels_in
-        return Layer(nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2))
+        return Layer(Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2))
 
     def set_identity(self, residual: bool) -> None:
         """Give every block its identity, or take it away; the weights stay."""

@@ -11,8 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
+from depthlab.fused import Conv2d, bn_act
 
 GROUPS = ((64, 64), (128, 128), (256, 256, 256))
+
+
+class Unit(nn.Module):
+    """Conv3x3 -> BatchNorm -> ReLU. (B, in, H, W) -> (B, out, H, W)"""
+
+    def __init__(self, channels_in: int, channels_out: int, eps: float, momentum: float):
+        super().__init__()
+        self.conv = Conv2d(channels_in, channels_out, 3, padding=1)
+        self.bn = nn.BatchNorm2d(channels_out, eps=eps, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bn_act(self.bn, self.conv(x))
 
 
 class VGG9(nn.Module):
@@ -40,9 +53,7 @@ class VGG9(nn.Module):
         for widths in GROUPS:
             units = nn.Sequential()
             for width in widths:
-                units.append(nn.Conv2d(channels, width, 3, padding=1))
-                units.append(nn.BatchNorm2d(width, eps=bn_eps, momentum=bn_momentum))
-                units.append(nn.ReLU())
+                units.append(Unit(channels, width, bn_eps, bn_momentum))
                 channels = width
             groups.append(units)
         self.groups = nn.ModuleList(groups)

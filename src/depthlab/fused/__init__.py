@@ -1,43 +1,28 @@
-"""One seam for what lies between convolutions: `bn_act` and `act_bn`, PyTorch's own operations or one kernel of ours.
+"""One seam for what networks are made of: PyTorch's own operations, or kernels of ours where these are faster.
 
-    bn_act(bn, x, residual, step_size=h)   relu(residual + h BN(x))     He's and Chang's blocks
-    act_bn(bn, x)                          BN(relu(x))                  Plain-11
+    Conv2d                                 nn.Conv2d: 3x3 convolutions of stride 1        winograd.py
+    bn_act(bn, x, residual, step_size=h)   relu(residual + h BN(x)): He's, Chang's blocks  batch_norm.py
+    act_bn(bn, x)                          BN(relu(x)): Plain-11
 
-Same parameters, same state dict, same mathematics: statistics of the batch, running ones with the unbiased variance.
-With `enable(True)` a training step on a CPU takes batch_norm.cpp: two passes over memory each way; sums in double,
-where PyTorch's in channels_last lose three digits (error 1e-5 to 1e-4 of what it returns, here 1e-7, as PyTorch's in
-NCHW); in bf16 one rounding at the end instead of one per operation. It takes channels_last, and planes of 16x16 and
-more. PyTorch's own operations are taken in everything else: evaluation, other devices, types and strides, functorch's
-transforms, forward-mode and second derivatives, torch.compile, SyncBatchNorm, hooks on the BatchNorm, no compiler.
+Same parameters, same state dict, same mathematics. With `enable(True)` a CPU takes winograd.cpp (2.25 times fewer
+multiplications in fp32, 4 times in bf16, where its arithmetic is fp32) and, in a training step, batch_norm.cpp (two
+passes over memory each way; sums in double, where PyTorch's in channels_last lose three digits). PyTorch's own are
+taken in everything else: other devices, types, shapes and strides, functorch's transforms, forward-mode and second
+derivatives, torch.compile, SyncBatchNorm, hooks on a BatchNorm, no compiler.
 
-What it gains (results/benchmark/fused.md): 2.2 to 2.6 times as fast as PyTorch's in ResNets in bf16, 1.2 to 1.6 times
-in fp32; nothing for Plain-11's maps of 8x8 in fp32. In fp32 it is what makes channels_last permissible at all, for
-networks of at most 64 channels: of wider ones the convolutions themselves round more there (Plain-11: twice the error
-of the whole gradient), so these stay in planes. Tried and left out, for networks without BatchNorm: ReLU
-as oneDNN's post-op of the convolution, and in place; neither was worth 3 % of a step.
+No network rounds more with them than PyTorch does without: error of the whole gradient against double, of NCHW in fp32
+and of channels_last in bf16 (tests/test_fused.py). What each operation gains: results/benchmark/fused.md. Tried and
+left out, for networks without BatchNorm: ReLU in the convolution, and in place; neither was worth 3 % of a step.
 """
 
-from math import lcm
-from typing import Any
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as everywhere
 
-from depthlab.fused import cpu
+from depthlab.fused.batch_norm import act_bn, bn_act
+from depthlab.fused.cpu import enable, enabled
+from depthlab.fused.winograd import Conv2d
 from depthlab.problem import Problem
 
-BLOCK = 64  # as in batch_norm.cpp: elements of x that it takes at once
-_enabled = False
-
-
-def enable(on: bool) -> bool:
-    """Switch the kernel on or off for this process; builds it. Returns whether it is on: False without a compiler."""
-    global _enabled
-    _enabled = on and cpu.kernel() is not None
-    return _enabled
+__all__ = ["Conv2d", "act_bn", "bn_act", "enable", "enabled", "switch"]
 
 
 def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool) -> bool:
@@ -53,152 +38,3 @@ def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool
         reason = "needs a C++ compiler" if takes else "is for CPUs, precision=32-true or bf16-mixed, compile=false"
         raise Problem(f"trainer.fused=true {reason}; take trainer.fused=null")
     return on
-
-
-def narrow(net: nn.Module) -> bool:
-    """Whether fp32 convolutions of `net` round no worse in channels_last (measured: up to 64 channels)."""
-    return all(m.in_channels <= 64 for m in net.modules() if isinstance(m, nn.Conv2d))
-
-
-def enabled() -> bool:
-    return _enabled
-
-
-def bn_act(
-    bn: nn.Module, x: Tensor, residual: Tensor | None = None, relu: bool = True, step_size: float = 1.0
-) -> Tensor:
-    """[relu](residual + step_size bn(x)), (B, C, H, W) each."""
-    if _enabled and not torch.compiler.is_compiling() and taken(bn, x, residual):
-        return fused(bn, x, residual, False, relu, step_size)
-    y = bn(x)
-    if residual is not None:
-        y = torch.add(residual, y, alpha=step_size)
-    elif step_size != 1:
-        y = step_size * y
-    return F.relu(y) if relu else y
-
-
-def act_bn(bn: nn.Module, x: Tensor) -> Tensor:
-    """bn(relu(x)), (B, C, H, W)."""
-    if _enabled and not torch.compiler.is_compiling() and taken(bn, x, None):
-        return fused(bn, x, None, True, False, 1.0)
-    return bn(F.relu(x))
-
-
-def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
-    """Whether the kernel computes this call."""
-    return (
-        type(bn) is nn.BatchNorm2d
-        and bn.training
-        and type(x) is Tensor  # no fake or wrapped one
-        and not torch.jit.is_tracing()
-        # private, for want of a public way to ask: vmap, jvp, grad; dual numbers; FlopCounterMode and its like
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch._C._len_torch_dispatch_stack()
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and x.dim() == 4
-        and x.shape[1] == bn.num_features
-        and x.numel() > x.shape[1]  # PyTorch has words for a single value per channel
-        and layout(x) is not None
-        and bn.weight is not None
-        and bn.weight.dtype == torch.float32
-        and (residual is None or like(residual, x))
-        and not hooked(bn)
-    )
-
-
-def layout(x: Tensor) -> tuple[int, int] | None:
-    """(width, plane) as batch_norm.cpp's Matrix has them; None for what it cannot take."""
-    channels, plane = x.shape[1], x.shape[2] * x.shape[3]
-    if x.is_contiguous(memory_format=torch.channels_last) and x.numel() % lcm(channels, BLOCK) == 0:
-        return lcm(channels, BLOCK), 0
-    # smaller planes: PyTorch's own is as fast
-    return (channels * BLOCK, plane) if x.is_contiguous() and plane % BLOCK == 0 and plane >= 256 else None
-
-
-def like(residual: Tensor, x: Tensor) -> bool:
-    same = type(residual) is Tensor and residual.shape == x.shape and residual.dtype == x.dtype
-    return same and residual.stride() == x.stride()
-
-
-def hooked(bn: nn.Module) -> bool:
-    return any((bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)) or any(
-        (everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks,
-         everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks)
-    )  # fmt: skip
-
-
-def fused(
-    bn: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, before: bool, after: bool, step_size: float
-) -> Tensor:
-    momentum = bn.momentum or 0.0
-    if bn.track_running_stats and bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-        if bn.momentum is None:  # a cumulative mean
-            momentum = 1 / int(bn.num_batches_tracked)
-    running = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
-    return BatchNormAct.apply(x, residual, bn.weight, bn.bias, running, momentum, bn.eps, before, after, step_size)
-
-
-def pointers(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-class BatchNormAct(torch.autograd.Function):
-    """[relu](residual + h BN([relu](x))), see batch_norm.cpp."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        running: tuple[Tensor, Tensor] | tuple[None, None],
-        momentum: float,
-        eps: float,
-        before: bool,
-        after: bool,
-        h: float,
-    ) -> Tensor:
-        y, stats = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float64)
-        kind, width, plane = (x.dtype == torch.bfloat16, before, after, residual is not None), *layout(x)
-        ctx.head = (*kind, x.numel(), width, x.shape[1], plane, torch.get_num_threads())
-        inputs, outputs = pointers(x, residual, weight, bias), pointers(*running, y, stats)
-        cpu.kernel().depthlab_forward(*ctx.head, *inputs, h, eps, momentum, *outputs)
-        if running[0] is not None:
-            torch.autograd.graph.increment_version(running)
-        ctx.h, ctx.eps = h, eps
-        ctx.save_for_backward(x, weight, bias, stats, y if after and residual is not None else None)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, stats, y = ctx.saved_tensors
-        after, add = ctx.head[2:4]
-        if torch.is_grad_enabled():  # create_graph: PyTorch's operations, which can be differentiated once more
-            return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 6)
-        if dy.stride() != x.stride():
-            dy = torch.empty_like(x).copy_(dy)
-        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        masked = torch.empty_like(x) if y is not None else None
-        inputs, outputs = pointers(dy, x, y, weight, bias), pointers(stats, dx, masked, dweight, dbias)
-        cpu.kernel().depthlab_backward(*ctx.head, *inputs, ctx.h, *outputs)
-        dresidual = (masked if after else dy) if add else None
-        return dx, dresidual, dweight, dbias, *[None] * 6
-
-
-def differentiable(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None) -> tuple:
-    """The gradients of x, residual, weight and bias, with a graph of their own."""
-    before, after, add = ctx.head[1:4]
-    z = F.batch_norm(F.relu(x) if before else x, None, None, weight, bias, training=True, eps=ctx.eps)
-    if y is not None:
-        dy = dy * (y > 0)
-    elif after:
-        z = F.relu(z)
-    inputs = [t for t in (x, weight, bias) if t.requires_grad]
-    gradients = iter(torch.autograd.grad(z, inputs, ctx.h * dy, create_graph=True))
-    dx, dweight, dbias = (next(gradients) if t.requires_grad else None for t in (x, weight, bias))
-    return dx, dy if add else None, dweight, dbias

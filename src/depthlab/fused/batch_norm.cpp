@@ -5,59 +5,20 @@
 // then double. The sizes alone say how rows are cut into tiles: the bits do not depend on the number of threads.
 
 #include <omp.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-constexpr int L = 16, K = 4;
+constexpr int K = 64 / L;
 constexpr int64_t BLOCK = L * K, RUN = 32, TILE = 16384, MOST_TILES = 64;
-typedef float V __attribute__((vector_size(4 * L)));
-typedef int32_t I __attribute__((vector_size(4 * L)));
-typedef uint32_t U __attribute__((vector_size(4 * L)));
-typedef uint16_t H __attribute__((vector_size(2 * L)));
-using bf16 = uint16_t;
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
-
-inline V load(const float* p) {
-    V v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-inline V load(const bf16* p) {
-    H h;
-    std::memcpy(&h, p, sizeof h);
-#ifdef __AVX512F__  // what the general form means, which gcc 12 makes five instructions of
-    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#else
-    return (V)(__builtin_convertvector(h, U) << 16);
-#endif
-}
-
-inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
-
-inline void store(bf16* p, V v) {  // to the nearest, ties to even; NaN stays NaN
-#ifdef __AVX512BF16__
-    auto h = _mm512_cvtneps_pbh((__m512)v);
-#else
-    U u = (U)v, rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, nan = (U)(v != v);
-    H h = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), H);
-#endif
-    std::memcpy(p, &h, sizeof h);
-}
-
-inline V zero_where(I condition, V v) { return (V)((I)v & ~condition); }
-template <bool on = true> inline V relu(V v) { return on ? zero_where(v < 0.f, v) : v; }  // NaN passes, as in PyTorch
 
 inline void add_to(double* sums, V v) {
     for (int i = 0; i < L; i++) sums[i] += v[i];

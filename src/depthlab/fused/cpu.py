@@ -1,4 +1,4 @@
-"""batch_norm.cpp: compiled on first use where there is a compiler, and called.
+"""The kernels' common ground: compiled on first use where there is a compiler, switched on and off, what they may take.
 
 A library per source, compiler and processor in `$DEPTHLAB_CACHE`, else `~/.cache/depthlab` (`$XDG_CACHE_HOME`). It is
 made under another name and renamed: processes that build at the same time do not see one another. It has a C interface
@@ -14,9 +14,15 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("batch_norm.cpp")
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+HERE = Path(__file__).parent
+HEADER = HERE / "vectors.h"
 # No -ffast-math: NaN must stay NaN, and the order of sums is ours. -fopenmp finds the runtime that torch has loaded.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
 
@@ -52,8 +58,8 @@ def cache() -> Path:
     return Path(os.environ.get("DEPTHLAB_CACHE") or Path(base, "depthlab")).expanduser()
 
 
-def build(source: Path = SOURCE) -> Path:
-    """The path of the library that `source` makes, compiled unless it is there.
+def build(source: Path) -> Path:
+    """The path of the library that `source`, which may include vectors.h, makes; compiled unless it is there.
 
     Raises:
         Missing: no compiler, no place to write, or the compiler's own words.
@@ -61,7 +67,8 @@ def build(source: Path = SOURCE) -> Path:
     command = [compiler(), *FLAGS]
     try:
         version = subprocess.run([command[0], "--version"], capture_output=True, text=True, timeout=60).stdout
-        said = "\n".join([*command, version, processor(), source.read_text(encoding="utf-8")])
+        text = [file.read_text(encoding="utf-8") for file in (HEADER, source)]
+        said = "\n".join([*command, version, processor(), *text])
         library = cache() / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.so"
         if library.exists():
             return library
@@ -79,17 +86,63 @@ def build(source: Path = SOURCE) -> Path:
     return library
 
 
+KERNELS = ("batch_norm", "winograd")
+_enabled = False
+
+
 @functools.cache
-def kernel() -> ctypes.CDLL | None:
-    """The library, loaded; None where it cannot be had, which is said once per process."""
+def library(name: str) -> ctypes.CDLL | Missing:
+    """`name`.cpp, built and loaded; or why it cannot be had."""
     try:
-        library = ctypes.CDLL(str(build()))
-    except (Missing, OSError) as error:
-        warnings.warn(f"fused operations: {error}; PyTorch's own are used, which are slower", stacklevel=2)
-        return None
-    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    head = [ctypes.c_int] * 4 + [number] * 4 + [ctypes.c_int]
-    library.depthlab_forward.argtypes = [*head, *[pointer] * 4, real, real, real, *[pointer] * 4]
-    library.depthlab_backward.argtypes = [*head, *[pointer] * 5, real, *[pointer] * 5]
-    library.depthlab_forward.restype = library.depthlab_backward.restype = None
-    return library
+        return ctypes.CDLL(str(build(HERE / f"{name}.cpp")))
+    except Missing as reason:
+        return reason
+    except OSError as error:
+        return Missing(str(error))
+
+
+@functools.cache
+def say(reason: str) -> None:
+    warnings.warn(f"fused operations: {reason}; PyTorch's own are used, which are slower", stacklevel=3)
+
+
+def enable(on: bool) -> bool:
+    """Switch the kernels on or off for this process; builds them, side by side.
+
+    Returns:
+        whether they are on: False without a compiler, which is said once per process.
+    """
+    global _enabled
+    if on:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(library, KERNELS))
+        for reason in found:
+            if isinstance(reason, Missing):
+                say(str(reason))
+                on = False
+    _enabled = on
+    return on
+
+
+def enabled() -> bool:
+    return _enabled
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `x` is a tensor (B, C, H, W) of a CPU under nothing that a kernel does not know: not fake nor wrapped,
+    no torch.compile, tracing, functorch's vmap, jvp and grad, dual numbers, FlopCounterMode and its like."""
+    return (
+        x.device.type == "cpu"
+        and x.dim() == 4
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        # private, for want of a public way to ask
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+def pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -1,0 +1,156 @@
+"""batch_norm.cpp: BatchNorm, ReLU and residual as one operation; PyTorch's own where it does not take them."""
+
+import ctypes
+import functools
+from math import lcm
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
+
+from depthlab.fused import cpu
+
+BLOCK = 64  # as in batch_norm.cpp: elements of x that it takes at once
+
+
+def bn_act(
+    bn: nn.Module, x: Tensor, residual: Tensor | None = None, relu: bool = True, step_size: float = 1.0
+) -> Tensor:
+    """[relu](residual + step_size bn(x)), (B, C, H, W) each."""
+    if cpu.enabled() and taken(bn, x, residual):
+        return fused(bn, x, residual, False, relu, step_size)
+    y = bn(x)
+    if residual is not None:
+        y = torch.add(residual, y, alpha=step_size)
+    elif step_size != 1:
+        y = step_size * y
+    return F.relu(y) if relu else y
+
+
+def act_bn(bn: nn.Module, x: Tensor) -> Tensor:
+    """bn(relu(x)), (B, C, H, W)."""
+    if cpu.enabled() and taken(bn, x, None):
+        return fused(bn, x, None, True, False, 1.0)
+    return bn(F.relu(x))
+
+
+def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
+    """Whether the kernel computes this call."""
+    return (
+        type(bn) is nn.BatchNorm2d
+        and bn.training
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and cpu.takes(x)
+        and x.shape[1] == bn.num_features
+        and x.numel() > x.shape[1]  # PyTorch has words for a single value per channel
+        and layout(x) is not None
+        and bn.weight is not None
+        and bn.weight.dtype == torch.float32
+        and (residual is None or like(residual, x))
+        and not hooked(bn)
+    )
+
+
+def layout(x: Tensor) -> tuple[int, int] | None:
+    """(width, plane) as batch_norm.cpp's Matrix has them; None for what it cannot take."""
+    channels, plane = x.shape[1], x.shape[2] * x.shape[3]
+    if x.is_contiguous(memory_format=torch.channels_last) and x.numel() % lcm(channels, BLOCK) == 0:
+        return lcm(channels, BLOCK), 0
+    # smaller planes: PyTorch's own is as fast
+    return (channels * BLOCK, plane) if x.is_contiguous() and plane % BLOCK == 0 and plane >= 256 else None
+
+
+def like(residual: Tensor, x: Tensor) -> bool:
+    same = type(residual) is Tensor and residual.shape == x.shape and residual.dtype == x.dtype
+    return same and residual.stride() == x.stride()
+
+
+def hooked(bn: nn.Module) -> bool:
+    return any((bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)) or any(
+        (everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks,
+         everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks)
+    )  # fmt: skip
+
+
+def fused(
+    bn: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, before: bool, after: bool, step_size: float
+) -> Tensor:
+    momentum = bn.momentum or 0.0
+    if bn.track_running_stats and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # a cumulative mean
+            momentum = 1 / int(bn.num_batches_tracked)
+    running = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
+    return BatchNormAct.apply(x, residual, bn.weight, bn.bias, running, momentum, bn.eps, before, after, step_size)
+
+
+@functools.cache
+def kernel() -> ctypes.CDLL:
+    """The library of batch_norm.cpp, where it could be built."""
+    library = cpu.library("batch_norm")
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    head = [ctypes.c_int] * 4 + [number] * 4 + [ctypes.c_int]
+    library.depthlab_forward.argtypes = [*head, *[pointer] * 4, real, real, real, *[pointer] * 4]
+    library.depthlab_backward.argtypes = [*head, *[pointer] * 5, real, *[pointer] * 5]
+    library.depthlab_forward.restype = library.depthlab_backward.restype = None
+    return library
+
+
+class BatchNormAct(torch.autograd.Function):
+    """[relu](residual + h BN([relu](x))), see batch_norm.cpp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        running: tuple[Tensor, Tensor] | tuple[None, None],
+        momentum: float,
+        eps: float,
+        before: bool,
+        after: bool,
+        h: float,
+    ) -> Tensor:
+        y, stats = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float64)
+        kind, width, plane = (x.dtype == torch.bfloat16, before, after, residual is not None), *layout(x)
+        ctx.head = (*kind, x.numel(), width, x.shape[1], plane, torch.get_num_threads())
+        inputs, outputs = cpu.pointers(x, residual, weight, bias), cpu.pointers(*running, y, stats)
+        kernel().depthlab_forward(*ctx.head, *inputs, h, eps, momentum, *outputs)
+        if running[0] is not None:
+            torch.autograd.graph.increment_version(running)
+        ctx.h, ctx.eps = h, eps
+        ctx.save_for_backward(x, weight, bias, stats, y if after and residual is not None else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, stats, y = ctx.saved_tensors
+        after, add = ctx.head[2:4]
+        if torch.is_grad_enabled():  # create_graph: PyTorch's operations, which can be differentiated once more
+            return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 6)
+        if dy.stride() != x.stride():
+            dy = torch.empty_like(x).copy_(dy)
+        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+        masked = torch.empty_like(x) if y is not None else None
+        inputs, outputs = cpu.pointers(dy, x, y, weight, bias), cpu.pointers(stats, dx, masked, dweight, dbias)
+        kernel().depthlab_backward(*ctx.head, *inputs, ctx.h, *outputs)
+        dresidual = (masked if after else dy) if add else None
+        return dx, dresidual, dweight, dbias, *[None] * 6
+
+
+def differentiable(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None) -> tuple:
+    """The gradients of x, residual, weight and bias, with a graph of their own."""
+    before, after, add = ctx.head[1:4]
+    z = F.batch_norm(F.relu(x) if before else x, None, None, weight, bias, training=True, eps=ctx.eps)
+    if y is not None:
+        dy = dy * (y > 0)
+    elif after:
+        z = F.relu(z)
+    inputs = [t for t in (x, weight, bias) if t.requires_grad]
+    gradients = iter(torch.autograd.grad(z, inputs, ctx.h * dy, create_graph=True))
+    dx, dweight, dbias = (next(gradients) if t.requires_grad else None for t in (x, weight, bias))
+    return dx, dy if add else None, dweight, dbias

@@ -1,0 +1,137 @@
+"""winograd.cpp: 3x3 convolutions on a CPU with 2.25 or 4 times fewer multiplications (Lavin & Gray 2016).
+
+In fp32 F(2x2, 3x3), which rounds no more than PyTorch's own. In bf16 F(4x4, 3x3): what comes in and goes out is bf16,
+weights and all between are fp32, so that it rounds less than PyTorch's own. tests/test_winograd.py holds both.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthlab.fused import cpu
+
+CL = torch.channels_last
+TILE = {torch.float32: 2, torch.bfloat16: 4}  # side of the output tiles
+
+
+class Layer(ctypes.Structure):
+    """struct Layer of winograd.cpp"""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "other", "y", "u", "bias")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("H", "W", "C", "K", "relu", "m", "half")]
+    _fields_ += [("shared", ctypes.c_int64 * 3)]
+
+
+class Weight(ctypes.Structure):
+    """struct Weight of winograd.cpp"""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "dy", "dw", "db")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("N", "H", "W", "C", "K", "m", "half")]
+    _fields_ += [("strides", ctypes.c_int64 * 4)]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """winograd.cpp; None where it cannot be built."""
+    found = cpu.library("winograd")
+    if isinstance(found, cpu.Missing):
+        return None
+    pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    found.depthlab_winograd_kernel.argtypes = [pointer, pointer, number, number, number, flag, pointer, flag]
+    found.depthlab_winograd.argtypes = [pointer, number, number, number, flag]
+    found.depthlab_winograd_weight.argtypes = [pointer, flag]
+    for function in (found.depthlab_winograd_kernel, found.depthlab_winograd, found.depthlab_winograd_weight):
+        function.restype = None
+    return found
+
+
+def fits(w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether a convolution with this kernel (K, C, 3, 3) is one."""
+    plain = (list(stride), list(padding), list(dilation), groups) == ([1, 1], [1, 1], [1, 1], 1)
+    return plain and w.shape[2:] == (3, 3) and w.shape[0] % 16 == 0 and w.shape[1] % 16 == 0
+
+
+def transformed(w: Tensor, m: int, turned: bool = False) -> Tensor:
+    """U = G w G^T of a kernel (K, C, 3, 3), fp32; `turned`: of the one that takes dy to dx."""
+    K, C = w.shape[:2]
+    u = torch.empty((m + 2) ** 2 * K * C)
+    strides = (ctypes.c_int64 * 4)(*w.stride())
+    library().depthlab_winograd_kernel(w.data_ptr(), strides, C, K, m, turned, u.data_ptr(), torch.get_num_threads())
+    return u
+
+
+def run(layers: Sequence[Layer], count: int, batch: int) -> None:
+    """`count` images through `layers`, `batch` at a time."""
+    library().depthlab_winograd((Layer * len(layers))(*layers), len(layers), count, batch, torch.get_num_threads())
+
+
+def convolve(x: Tensor, w: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
+    """x (B, C, H, W) in channels_last * w (K, C, 3, 3) + bias; `turned`: dx (B, C, H, W) of x = dy (B, K, H, W)."""
+    K, C = w.shape[:2][::-1] if turned else w.shape[:2]
+    B, _, H, W = x.shape
+    m = TILE[x.dtype]
+    y, u = torch.empty((B, K, H, W), dtype=x.dtype, memory_format=CL), transformed(w, m, turned)
+    pointers = cpu.pointers(x, None, y, u, bias)
+    layer = Layer(*pointers, H, W, C, K, False, m, x.dtype == torch.bfloat16, (1, 1, 1))
+    run([layer], B, -(-B // torch.get_num_threads()))
+    return y
+
+
+def weight_gradients(x: Tensor, dy: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of w (K, C, 3, 3) and bias, x and dy (B, C or K, H, W) in channels_last."""
+    dw, db = torch.empty_like(w), None if bias is None else torch.empty_like(bias)
+    (B, C, H, W), K, half = x.shape, w.shape[0], x.dtype == torch.bfloat16
+    work = Weight(*cpu.pointers(x, dy, dw, db), B, H, W, C, K, TILE[x.dtype], half, dw.stride())
+    library().depthlab_winograd_weight(ctypes.byref(work), torch.get_num_threads())
+    return dw, db
+
+
+class Convolution(torch.autograd.Function):
+    """x (B, C, H, W) in channels_last, fp32 or bf16; w and bias fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, w, bias)
+        return convolve(x, w, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: PyTorch's operation, which can be differentiated once more
+            one, wanted = [1, 1], (*ctx.needs_input_grad[:2], bias is not None)
+            sizes = None if bias is None else [len(bias)]
+            dx, dw, db = torch.ops.aten.convolution_backward(
+                dy, x, w.to(x.dtype), sizes, one, one, one, False, [0, 0], 1, wanted
+            )
+            return dx, dw if dw is None else dw.to(w.dtype), db if db is None else db.to(w.dtype)
+        dy = dy.contiguous(memory_format=CL)
+        dx = convolve(dy, w, None, turned=True) if ctx.needs_input_grad[0] else None
+        return dx, *(weight_gradients(x, dy, w, bias) if any(ctx.needs_input_grad[1:]) else (None, None))
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, which takes winograd.cpp where that is switched on and fits; same parameters, same state dict."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if cpu.enabled() and self.taken(x):
+            return Convolution.apply(x.to(self.arithmetic(x)), self.weight, self.bias)
+        return super().forward(x)
+
+    def arithmetic(self, x: Tensor) -> torch.dtype:
+        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+    def taken(self, x: Tensor) -> bool:
+        """Whether the kernel computes this call."""
+        return (
+            fits(self.weight, self.stride, self.padding, self.dilation, self.groups)
+            and self.padding_mode == "zeros"
+            and self.arithmetic(x) in TILE
+            and self.weight.dtype == torch.float32
+            and x.dtype in TILE
+            and cpu.takes(x)
+            and x.is_contiguous(memory_format=CL)
+        )

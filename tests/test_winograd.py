@@ -1,0 +1,172 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from depthlab import fused
+from depthlab.fused import Conv2d, cpu, winograd
+
+CL = torch.channels_last
+# (B, C, K, H, W); the wide ones sum their weights' gradient row by row of the transformed kernel
+SHAPES = [
+    (20, 16, 16, 32, 32),
+    (7, 32, 16, 8, 8),
+    (3, 48, 32, 5, 7),
+    (2, 64, 128, 4, 4),
+    (2, 16, 16, 1, 3),
+    (9, 128, 96, 8, 6),
+]
+
+
+@pytest.fixture
+def on():
+    for name in cpu.KERNELS:
+        if isinstance(reason := cpu.library(name), cpu.Missing):
+            pytest.skip(str(reason))
+    assert fused.enable(True)
+    yield
+    fused.enable(False)
+
+
+def images(*shape, dtype=torch.float32):
+    return torch.randn(shape).to(dtype).to(memory_format=CL).requires_grad_()
+
+
+def used(y):
+    return "ConvolutionBackward" in str(y.grad_fn) and "ConvolutionBackward0" not in str(y.grad_fn)
+
+
+def everything(conv, x, dy):
+    y = conv(x)
+    leaves = [x, *conv.parameters()]
+    return y, [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def errors(shape, bf16, bias=True):
+    """Relative errors of y and the gradients of x, weight and bias against double."""
+    B, C, K, H, W = shape
+    conv = Conv2d(C, K, 3, padding=1, bias=bias).to(memory_format=CL)
+    x, dy = (images(B, n, H, W, dtype=torch.bfloat16 if bf16 else torch.float32) for n in (C, K))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        y, found = everything(conv, x, dy.detach())
+    assert used(y)
+    assert y.dtype == x.dtype
+    assert y.is_contiguous(memory_format=CL)
+    _, expected = everything(copy.deepcopy(conv).double(), x.detach().double().requires_grad_(), dy.detach().double())
+    assert [t.dtype for t in found[2:]] == [torch.float32] * (1 + bias)
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_against_double(shape, bias, on):
+    torch.manual_seed(0)
+    assert max(errors(shape, bf16=False, bias=bias)) < 1e-6
+    rounded = errors(shape, bf16=True, bias=bias)
+    assert max(rounded[:2]) < 4e-3  # y and dx are bf16, the gradients of the weights are not
+    assert max(rounded[2:]) < 1e-5
+
+
+def test_several_threads(on):
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3, 5):
+            torch.set_num_threads(threads)
+            for shape in SHAPES:
+                assert max(errors(shape, bf16=False)) < 1e-6
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nan_stays_where_it_is_seen(on):
+    conv, x = Conv2d(16, 16, 3, padding=1).to(memory_format=CL), images(2, 16, 8, 8).detach()
+    x[0, 3, 0, 0] = float("nan")
+    y = conv(x)
+    assert y[0, :, :2, :2].isnan().all()
+    assert not y[1].isnan().any()
+
+
+def test_left_to_pytorch(on):
+    """What the kernel does not take gives what nn.Conv2d gives, bit for bit; it does so for each reason by itself."""
+    x = images(2, 16, 8, 8)
+    same = {"kernel_size": 3, "padding": 1}
+    assert used(Conv2d(16, 16, **same)(x))
+    other = [
+        {**same, "stride": 2}, {**same, "dilation": 2}, {**same, "groups": 2}, {**same, "padding": 0},
+        {"kernel_size": 5, "padding": 1}, {**same, "padding_mode": "reflect"}, {**same, "out_channels": 24},
+    ]  # fmt: skip
+    cases = [(Conv2d(**{"in_channels": 16, "out_channels": 16} | options), x) for options in other]
+    cases += [(Conv2d(3, 16, **same), images(2, 3, 8, 8)), (Conv2d(16, 16, **same).double(), x.double())]
+    cases += [(Conv2d(16, 16, **same), x.contiguous()), (Conv2d(16, 16, **same).bfloat16(), x.bfloat16())]
+    for conv, image in cases:
+        y = conv(image)
+        assert not used(y)
+        assert torch.equal(y, nn.Conv2d.forward(conv, image))
+    conv = Conv2d(16, 16, **same)
+    with FlopCounterMode(display=False):
+        assert not used(conv(x))
+    with torch.autocast("cpu", torch.float16):
+        assert not used(conv(x))
+    fused.enable(False)
+    assert not used(conv(x))
+
+
+def test_hooks_evaluation_and_no_gradient(on):
+    conv, x, seen = Conv2d(16, 16, 3, padding=1).eval(), images(2, 16, 8, 8), []
+    conv.register_forward_hook(lambda *_: seen.append(1))
+    y = conv(x)
+    assert used(y)
+    assert seen == [1]
+    with torch.no_grad():
+        assert torch.equal(conv(x), y)
+    assert list(conv.state_dict()) == ["weight", "bias"]
+
+
+def test_second_derivatives(on):
+    torch.manual_seed(0)
+    ours = Conv2d(16, 16, 3, padding=1).to(memory_format=CL)
+    x, dy, results = images(2, 16, 8, 8), images(2, 16, 8, 8), []
+    for conv in (ours, copy.deepcopy(ours).double()):
+        a, d = (t.detach().to(conv.weight.dtype).requires_grad_() for t in (x, dy))
+        leaves = [a, *conv.parameters()]
+        first = torch.autograd.grad(conv(a), leaves, d, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum((g**3).sum() for g in first), [a, conv.weight, d])])
+    for a, b in zip(*results, strict=True):
+        assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # inside torch's forward mode
+def test_transforms(on):
+    conv, x, t = Conv2d(16, 16, 3, padding=1), images(3, 16, 8, 8).detach(), images(3, 16, 8, 8).detach()
+    expected = nn.Conv2d.forward(conv, x).detach()
+    each = torch.func.vmap(lambda x: conv(x[None])[0])(x)
+    torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-5)
+    slope = F.conv2d(t, conv.weight, padding=1)
+    torch.testing.assert_close(torch.func.jvp(conv, (x,), (t,))[1], slope, rtol=1e-4, atol=1e-5)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(conv(forward_ad.make_dual(x, t))).tangent
+    torch.testing.assert_close(dual, slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_avx512(on, monkeypatch, tmp_path):
+    """Vectors of eight, as most laptops have them."""
+    if "avx512f" not in cpu.processor():
+        pytest.skip("these are the vectors of this processor")
+    monkeypatch.setenv("DEPTHLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(cpu, "FLAGS", tuple(flag.replace("native", "haswell") for flag in cpu.FLAGS))
+    caches = (cpu.library, winograd.library)
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        assert fused.enable(True)
+        for shape in SHAPES:
+            assert max(errors(shape, bf16=False)) < 1e-6
+            assert max(errors(shape, bf16=True)) < 4e-3
+    finally:
+        for cache in caches:
+            cache.cache_clear()
