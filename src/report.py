@@ -13,6 +13,7 @@ import argparse
 import copy
 import gc
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -204,7 +205,7 @@ def chosen_formats(asked: str | None) -> list[str]:
 def choose(asked: list[str]) -> list[str]:
     """The ids of the experiments asked for: an id, or a folder of them."""
     root = CONF / "experiment"
-    known = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    known = sorted((path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")), key=natural)
     chosen: list[str] = []
     for name in asked:
         found = [id for id in known if id == name or id.startswith(name.rstrip("/") + "/")]
@@ -212,6 +213,11 @@ def choose(asked: list[str]) -> list[str]:
             raise Problem(f"no experiment {name!r} in {root}; {closest(name, known)}")
         chosen += found
     return list(dict.fromkeys(chosen)) if asked else known
+
+
+def natural(id: str) -> list[int | str]:
+    """Figure 3 before Figure 10."""
+    return [int(part) if part.isdigit() else part for part in re.findall(r"\d+|\D+", id)]
 
 
 def compose(experiment: Experiment, *overrides: str) -> dict[str, Any]:

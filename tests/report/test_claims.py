@@ -3,10 +3,12 @@
 import math
 import re
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from conftest import ROOT
+from depthlab.analysis import Result, files
 from depthlab.report import claims
 from depthlab.report.claims import INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED, Estimate
 from depthlab.report.experiments import Experiment, load_experiment
@@ -75,6 +77,14 @@ def test_missing_cells_are_named():
     found = judge(planted((30, 31), ()))
     assert "plain11 sgdr" in found.why
     assert [row.cell["sched"] for row in found.missing] == ["sgdr"]
+
+
+def test_of_many_missing_cells_a_few_are_named():
+    path = ROOT / "conf/experiment/li2018/initialisation.yaml"
+    asked = load_experiment(path, "li2018/initialisation")
+    (found,) = claims.judge(asked, tabulate(asked, []))
+    assert found.why.endswith("ResNet-56 SGD kaiming 10.0, ... (48 cells)")
+    assert len(found.missing) == 48
 
 
 def test_noise_lets_single_runs_speak_beyond_it():
@@ -258,6 +268,48 @@ def test_rank_of_few_is_scipys_permutation_test():
     found = stats.permutation_test((y,), lambda y: stats.spearmanr(x, y).statistic, permutation_type="pairings",
                                    alternative="greater")  # fmt: skip
     assert claims.rank(x, y).tail(0) == pytest.approx(found.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("shallow", "parts"),
+    [
+        (1.1, [SUPPORTED] * 3),
+        (3.0, [SUPPORTED, SUPPORTED, NOT_SUPPORTED]),
+        (1.46, [SUPPORTED, SUPPORTED, INCONCLUSIVE]),
+    ],
+)
+def test_sharper_without_shortcuts_but_not_at_depth_20(shallow, parts):
+    asked = load_experiment(ROOT / "conf/experiment/li2018/sharpness.yaml", "li2018/sharpness")
+    sharp = {"resnet20_noshort": shallow, "resnet56_noshort": 4.0, "resnet110_noshort": 9.0}
+    runs = [
+        record(cell["arch"], "li2018_step", 0, 8.0 + n, analyses={"sharpness": {"S_0_5": sharp.get(cell["arch"], 1.0)}})
+        | {"data": "cifar10"}
+        for n, cell in enumerate(asked.cells())
+    ]
+    found = claims.judge(asked, tabulate(asked, runs))[0]
+    assert (found.claim["id"], [part.verdict for part in found.parts]) == ("L1", parts)
+    assert found.verdict == claims.together(parts)
+
+
+@pytest.mark.parametrize(("last", "said"), [(0.9, SUPPORTED), (0.1, NOT_SUPPORTED), (None, NOT_RUN)])
+def test_flow_of_every_layer_at_every_time(tmp_path, last, said):
+    """Of layers 1 to 3 (a fourth is trivial), after the first step and an epoch; measured at no time, not run."""
+    asked = load_experiment(ROOT / "conf/experiment/yu2019/fig12.yaml", "yu2019/fig12")
+    (stated,) = [part for part in asked.paper["claims"][0]["parts"] if part.get("as") == "apart"]
+    alone = Experiment("x", asked.axes, [0], {"claims": [{"id": "Y9", "says": "x"} | stated]}, data="cifar10")
+    sigma = {"simple_plain20": {"step000001": (0.2, 0.2, 0.2, 1.0), "epoch0005": (0.2, 0.3, 0.2, 1.0)},
+             "simple_residual20": {"step000001": (0.5, 0.6, 0.7, 1.0), "epoch0005": (0.3, last, 0.5, 1.0)}}  # fmt: skip
+    runs = []
+    for arch, measured in sigma.items():
+        for when, values in measured.items():
+            (tmp_path / arch).mkdir(exist_ok=True)
+            if last is not None or arch == "simple_plain20":
+                files.write(tmp_path / arch, f"flow-{when}", Result({}, {"sigma": np.array(values, float)}), {})
+        runs.append(record(arch, "yu2019", 0, 9.0, folder=str(tmp_path / arch)) | {"data": "cifar10"})
+    (found,) = claims.judge(alone, tabulate(alone, runs))
+    assert found.verdict == said
+    if last is not None:
+        assert found.estimate.value == (last < 0.3)
 
 
 def test_words():

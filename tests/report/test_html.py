@@ -80,6 +80,27 @@ def test_the_same_records_give_the_same_page(tmp_path):
     assert pages[0].replace(str(tmp_path / "a").encode(), str(tmp_path / "b").encode()) == pages[1]
 
 
+def test_charts_are_what_plotly_knows(tmp_path):
+    from plotly import graph_objects
+
+    charts = re.findall(r'data-for="curve-[^"]+">(.*?)</script>', make(tmp_path, *RUNS).read_text())
+    assert len(charts) == 2
+    for text in charts:
+        graph_objects.Figure(json.loads(text))  # refuses a key that does not exist
+
+
+def test_footnotes_of_a_header_and_long_tables_of_nothing(tmp_path):
+    experiment = load_experiment(ROOT / "conf/experiment/li2018/initialisation.yaml", "li2018/initialisation")
+    (table,) = html.experiment(gather(experiment, []))["sections"]
+    assert table["folded"] == "96 cells, none of them run"
+    assert html.cell("paper % [1]", "fig2")["html"] == 'paper %<sup><a href="#fig2-n1">1</a></sup>'
+    page = gather(load_experiment(make(tmp_path, *RUNS).parents[1] / "table.yaml", "paper/table"), [])
+    page.sections[0].header[0] += " [1]"
+    short = html.experiment(page)["sections"][0]
+    assert not short["folded"]
+    assert "<sup>" in short["header"][0]
+
+
 def test_nothing_in_a_record_becomes_markup(tmp_path):
     source = make(tmp_path, record(study="</script><b>x", hardware="<i>H200")).read_text()
     assert "</script><b>x" not in source
@@ -96,14 +117,18 @@ SHOWN = {  # every table and figure of the papers that has a result in it
 }
 
 
+def without_runs(asked, folder):
+    views = [html.experiment(gather(experiment, [])) for experiment in asked if experiment.runs]
+    return html.write_page(views, [], [], folder / "index.html")
+
+
 def test_every_experiment_has_its_section(tmp_path):
     """Without any run: what computes apart, each says that it was not run and what tells the cost."""
     conf = ROOT / "conf/experiment"
     ids = sorted(path.relative_to(conf).with_suffix("").as_posix() for path in conf.rglob("*.yaml"))
     assert {f"{paper}/{name}" for paper, names in SHOWN.items() for name in names.split()} <= set(ids)
     asked = [load_experiment(conf / f"{id}.yaml", id) for id in ids]
-    views = [html.experiment(gather(experiment, [])) for experiment in asked if experiment.runs]
-    page = html.write_page(views, [], [], tmp_path / "index.html")
+    page = without_runs(asked, tmp_path)
     text, source = text_of(page), page.read_text()
     for experiment in asked:
         if experiment.runs:
@@ -152,7 +177,7 @@ def test_in_a_browser(browser, tmp_path, width):
                             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})  # fmt: skip
     browser.get(page.as_uri())
     wait(lambda: see("return document.documentElement.dataset.ready") == "true")
-    assert see("return document.documentElement.scrollWidth <= window.innerWidth")  # nothing sticks out of a phone
+    assert see("return document.documentElement.scrollWidth") <= width  # nothing sticks out of a phone
 
     cells = partial(see, "return [...document.querySelectorAll('#all-runs tbody tr')].map(r => r.cells[9].innerText)")
     assert len(cells()) == 8
@@ -190,3 +215,16 @@ def test_in_a_browser(browser, tmp_path, width):
     urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
     assert page.as_uri() in urls
     assert [url for url in urls if url.startswith(("http:", "https:", "ws:", "wss:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_every_experiment_fits_a_phone(browser, tmp_path):
+    conf = ROOT / "conf/experiment"
+    ids = sorted(path.relative_to(conf).with_suffix("").as_posix() for path in conf.rglob("*.yaml"))
+    page = without_runs([load_experiment(conf / f"{id}.yaml", id) for id in ids], tmp_path)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                            {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
+    browser.get(page.as_uri())
+    wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "true")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390

@@ -51,6 +51,11 @@ def finished(id: str, cell: dict, seed: int, **more) -> dict:
     )
 
 
+def test_figure_3_stands_before_figure_10():
+    figures = [id for id in report.choose(["chang2018"]) if "/fig" in id]
+    assert figures == [f"chang2018/fig{n}" for n in (3, 4, 6, 7, 8, 9, 10, 11)]
+
+
 @pytest.mark.parametrize("id", ["barz2018/table1_cpu", "chang2018/table3_cpu", "li2018/fig9", "yu2019/table1"])
 def test_commands_make_what_is_missing(id):
     """Of axes that are groups, options, growth, floats; each cell once, by its seeds."""

@@ -18,7 +18,7 @@ and has, where it needs them,
                slope of log quantity on log `against` over the runs of all `plus`; rank, Spearman's correlation of the
                two; largest or smallest over those runs, an inequality that needs no seeds; apart, the largest distance
                of two runs, by a function of two records; lowest, plus less the lowest of all other cells of `minus`
-    least      runs per cell below which nothing is decided; default 2
+    least      runs per cell below which nothing is decided; default 2, with `noise` 1
     noise      where each cell has one run of full length: distances to the bound below this decide nothing (CIFAR's
                errors scatter by .15 to .3 points from seed to seed), 0 for what has none; default, and in shorter runs,
                whose scatter nobody knows: one run decides nothing
@@ -48,6 +48,7 @@ from depthlab.report.tables import Block, Record, Row, hardware
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
 LEVEL = 0.1
+MANY = 8  # cells without runs that are not named one by one
 BOUNDS = ("above", "below", "within", "between")
 KINDS = ("difference", "ratio", "slope", "rank", "largest", "smallest", "apart", "lowest")
 KEYS = {"id", "says", "paper", "note", "parts", "plus", "minus", "quantity", "what", "as", "against", "least", "noise",
@@ -119,7 +120,8 @@ def verdict(experiment: Experiment, claim: dict[str, Any], block: Block) -> Verd
     rows = list(chain(*plus, *minus))
     missing = [row for row in rows if not runs_of(row, claim)]
     if missing:
-        lacks = ", ".join(experiment.name_of(row.cell) for row in missing)
+        names = [experiment.name_of(row.cell) for row in missing]
+        lacks = ", ".join(names if len(names) <= MANY else [*names[:3], f"... ({len(names)} cells)"])
         return Verdict(claim, NOT_RUN, f"no finished run of {lacks}", block=block, missing=missing)
     if claim["quantity"] in TIMES:
         machines = [{hardware(record) for record in row.finished} for row in rows]
@@ -180,7 +182,8 @@ def decide(claim: dict[str, Any], guess: Estimate, counts: list[int], block: Blo
     kind, noise = claim.get("as", "difference"), claim.get("noise")
     if noise and block is not None and block.marks:
         noise = None
-    few = kind in ("difference", "ratio") and min(counts) < claim.get("least", 2)
+    least = claim.get("least", 2 if noise is None else 1)
+    few = kind in ("difference", "ratio") and min(counts) < least
     assumed = guess.error is None and not few and noise is not None
     said = describe(claim, guess, counts) + (f"; {noise:g} is left to chance" if assumed and noise else "")
     if assumed:
@@ -190,7 +193,7 @@ def decide(claim: dict[str, Any], guess: Estimate, counts: list[int], block: Blo
     below, above = (math.log(x) if log and 0 < x < math.inf else (-math.inf if log and x <= 0 else x)
                     for x in (low, high))  # fmt: skip
     if few or guess.error is None:
-        least = max(claim.get("least", 2), 1 if noise is not None else 2)
+        least = max(least, 2 if noise is None else 1)
         return Verdict(claim, INCONCLUSIVE, f"{said}; needs {least} runs per cell", guess, None, counts, block)
     inside = max(guess.tail(below) if below > -math.inf else 0.0, 1 - guess.tail(above) if above < math.inf else 0.0)
     outside = min(1 - guess.tail(below) if below > -math.inf else 1.0, guess.tail(above) if above < math.inf else 1.0)

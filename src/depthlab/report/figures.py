@@ -2,6 +2,7 @@
 
 import io
 from collections import defaultdict
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def curves(given: Given) -> Drawn:
     axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
     for column, (value, members) in enumerate(panels.items()):
         top, bottom = axes[:, column]
-        top.set_title(experiment.label(value) if value is not None else experiment.title)
+        top.set_title(experiment.label(value) if value is not None else fill(experiment.title, 48))
         for row in members:
             turn, place = divmod(names.index(_rest(row, rest)), len(COLOURS))
             colour, style = COLOURS[place], STYLES[turn % len(STYLES)]
@@ -60,10 +61,7 @@ def curves(given: Given) -> Drawn:
             title_fontsize=8,
         )
         bottom.set_xlabel("epoch")
-        bottom.set_yscale("log")
-        bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        bottom.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        bottom.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(bottom)
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (top, bottom):
             axis.grid(alpha=0.25, lw=0.6)
@@ -149,6 +147,14 @@ def _band(axis: Any, row: Row, key: str, colour: str, style: str, label: str | N
     low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
     axis.plot(x, mean, style, color=colour, lw=1.5, label=label, marker="o" if len(x) < 12 else None, ms=3)
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def logarithmic(axis: Any) -> None:
+    """y in logarithms, with numbers that one reads: 0.2, 0.5, 1 instead of powers of ten."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def canvas(width: float, height: float) -> Figure:

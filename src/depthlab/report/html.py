@@ -35,6 +35,7 @@ from depthlab.report.text import replace
 
 FURTHER = "further"  # experiments of no paper
 EXTRA = "--format html needs jinja2, plotly and itables: pip install 'depthlab[report]'; md and csv need nothing"
+LONG = 18  # rows
 LONGEST = 5000  # characters of a command: nobody reads the folders of a thousand runs on a page
 DASHES = ["solid", "dash", "dot", "dashdot"]
 COLUMNS = [  # title, what the filter is, value
@@ -137,7 +138,8 @@ def experiment(page: Page) -> dict[str, Any]:
         first = section.block is not None and section.block is not (page.sections[place - 1].block if place else None)
         charts = curves(page, section.block, f"{anchor}-{place}") if first else []
         sections.append({
-            "title": section.title, "header": section.header,
+            "title": section.title, "header": [cell(text, anchor)["html"] for text in section.header],
+            "folded": folded(section),
             "body": [[cell(text, anchor) for text in line] for line in section.body],
             "lines": paragraphs(section), "curves": charts, "drawn_by_curves": not own,
             "figures": [
@@ -153,6 +155,12 @@ def experiment(page: Page) -> dict[str, Any]:
         "sections": sections, "notes": page.notes.texts,
         "verdicts": [v | {"says": cell(v["says"], anchor)["html"]} for v in judged(page)],
     }  # fmt: skip
+
+
+def folded(section: Section) -> str:
+    """What stands instead of a long table of cells of which none has been run."""
+    empty = section.block is not None and not section.block.records and not section.block.others
+    return f"{len(section.body)} cells, none of them run" if empty and len(section.body) > LONG else ""
 
 
 def cell(text: str, anchor: str) -> dict[str, Any]:
@@ -265,7 +273,10 @@ def sources(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     about = provenance(list(records))
     budgets = Counter(f"budget {r['budget']:g}, {r['precision']}" for r in records)
     counted = {"hardware": about["hardware"], "commit": about["commits"], "length and precision": dict(budgets)}
-    found = {name: "; ".join(f"{what} ({n} runs)" for what, n in each.items()) for name, each in counted.items()}
+    found = {
+        name: "; ".join(f"{what} ({n} run{'s' * (n > 1)})" for what, n in each.items())
+        for name, each in counted.items()
+    }
     return found | {name: ", ".join(versions) for name, versions in about["versions"].items()}
 
 

@@ -84,13 +84,17 @@ def scatter(
     axis: Any, key: str, measured: list[tuple[Row, Record, Mapping[str, Any]]], correlation: float | None, given: Given
 ) -> None:
     there = [(row, record, scalars[key]) for row, record, scalars in measured if scalars.get(key) is not None]
-    for row, record, value in there:
+    for _, record, value in there:
         axis.plot(value, record["test_error"], "o", color=colour(record), ms=6)
-        name = given.experiment.name_of(row.cell)
-        axis.annotate(name, (value, record["test_error"]), (4, 3), textcoords="offset points", fontsize=6)
     values = [value for *_, value in there]
-    if values and min(values) > 0 and max(values) > 30 * min(values):
-        axis.set_xscale("log")
+    wide = bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+    axis.set_xscale("log" if wide else "linear")
+    axis.margins(0.12, 0.14)
+    middle = (min(values) * max(values)) ** 0.5 if wide else (min(values) + max(values)) / 2 if values else 0
+    for row, record, value in there:  # names grow towards the middle: none leaves the panel
+        name, left = given.experiment.name_of(row.cell), value <= middle
+        about = {"ha": "left" if left else "right", "textcoords": "offset points", "fontsize": 7}
+        axis.annotate(name, (value, record["test_error"]), (5 if left else -5, 4), **about)
     axis.set(xlabel=MEASURES[key], ylabel="test error (%)")
     axis.set_title("" if correlation is None else f"rank correlation {correlation:+.2f}", fontsize=9)
     axis.grid(alpha=0.25, lw=0.6)

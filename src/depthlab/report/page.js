@@ -2,7 +2,7 @@
 const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 const draw = (chart) => {
   const figure = JSON.parse(document.querySelector(`script[data-for="${chart.id}"]`).textContent);
-  if (chart.clientWidth < 480) Object.assign(figure.layout, { legend: { orientation: "h", y: -0.12, font: { size: 11 } } });
+  if (chart.clientWidth < 480) Object.assign(figure.layout, { legend: { orientation: "h", y: -0.2, font: { size: 11 } } });
   return Plotly.newPlot(chart, figure.data, figure.layout, options);
 };
 const seen = new IntersectionObserver((entries) => {

@@ -273,16 +273,17 @@ def table(
     experiment: Experiment, block: Block, notes: Notes, numbers: list[dict[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a block, as printed; `numbers` are its rows of the CSV."""
-    paper = bool(experiment.paper.get("published")) and block.own_data
+    published = experiment.paper.get("published") or []
+    paper = block.own_data and any(experiment.metric in entry for entry in published)
     metric, digits = METRICS.get(experiment.metric, experiment.metric), DIGITS.get(experiment.metric, 2)
-    times = paper and any("seconds_per_epoch" in p for p in experiment.paper["published"])
+    times = block.own_data and any("seconds_per_epoch" in entry for entry in published)
     header = [experiment.label(axis) for axis in experiment.axes]
     header += [f"paper: {metric}"] * paper + [f"ours: {metric}"] + ["difference"] * paper + ["epochs"]
     header += ["paper: s/epoch"] * times + ["ours: s/epoch", "GFLOP/image", "PFLOP/run"]
     body = []
     for row, found in zip([*block.rows, *block.others], numbers, strict=True):
-        published = experiment.published(row.cell) if paper else {}
-        line = [experiment.label(value) for value in row.cell.values()]
+        published = experiment.published(row.cell) if block.own_data else {}
+        line = [experiment.label(value).rstrip(",") for value in row.cell.values()]
         if row.differs:
             line[-1:] = [(line or [""])[-1] + notes.mark(f"Another recipe, not in the row above: {row.differs}.")]
         if paper:

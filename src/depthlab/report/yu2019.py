@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
-from depthlab.report.figures import COLOURS, band, canvas
+from depthlab.report.figures import COLOURS, band, canvas, logarithmic
 from depthlab.report.figures import curves as training_curves
 from depthlab.report.given import Drawn, Given, Table
 from depthlab.report.tables import Record, Row, summary
@@ -142,18 +143,25 @@ def risk(given: Given) -> Drawn:
     axes = figure.subplots(1, 2)
     for row in given.rows:
         for axis, key in zip(axes, ("train_loss", "val_error")):
-            label = f"{given.experiment.name_of(row.cell)} ({len(row.finished)} runs)"
+            label = f"{given.experiment.name_of(row.cell)} ({runs(row)})"
             bars(axis, *mean_curve(row, key), color=colour(row), label=label)
-    axes[0].set(xlabel="epoch", ylabel=r"risk $\mathcal{L}$", yscale="log")
+    axes[0].set(xlabel="epoch", ylabel=r"risk $\mathcal{L}$")
+    logarithmic(axes[0])
     axes[1].set(xlabel="epoch", ylabel=r"error $\mathcal{E}$ (%)")
     axes[0].legend(frameon=False, fontsize=8)
     return Drawn({"": figure})
+
+
+def runs(row: Row) -> str:
+    n = len(row.finished)
+    return f"{n} run{'s' * (n > 1)}"
 
 
 def bars(axis, x, mean, std, **style) -> None:
     """A line, and on it up to 25 bars whose half length is the standard deviation."""
     every = max(1, len(x) // 25)
     axis.plot(x, mean, lw=1.4, **style)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.errorbar(x, mean, yerr=std, errorevery=every, fmt="none", ecolor=style["color"], elinewidth=0.7, alpha=0.5)
 
 
@@ -168,7 +176,7 @@ def degradation(given: Given) -> Drawn:
         by_depth.setdefault(depth(row), {})[family(row)] = row
         if depth(row) != 20:
             x, mean, std = mean_curve(row, "train_loss")
-            label = f"{given.experiment.name_of(row.cell)} ({len(row.finished)} runs)"
+            label = f"{given.experiment.name_of(row.cell)} ({runs(row)})"
             bars(left, x, mean, std, color=colour(row), ls=STYLES.get(depth(row), "-."), label=label)
             left.annotate(f"{mean[-1]:.2g}", (x[-1], mean[-1]), fontsize=8, color=colour(row))
     for d, rows in sorted(by_depth.items()):
@@ -179,7 +187,8 @@ def degradation(given: Given) -> Drawn:
             gap, std = plain - residual, np.hypot(plain_std, residual_std)
             bars(right, x, gap, std, color=COLOURS[2 + list(STYLES).index(d)], label=f"depth {d}")
             lines.append(f"Depth {d}: L_P - L_R is largest after epoch {x[gap.argmax()]}, {gap.max():.3g}.")
-    left.set(xlabel="epoch", ylabel=r"risk $\mathcal{L}$", yscale="log")
+    left.set(xlabel="epoch", ylabel=r"risk $\mathcal{L}$")
+    logarithmic(left)
     apart = any((line.get_ydata() > 0).any() for line in right.lines)
     right.set(xlabel="epoch", ylabel=r"$\mathcal{L}_P - \mathcal{L}_R$", yscale="log" if apart else "linear")
     for axis in (left, right):
@@ -216,7 +225,8 @@ def divergence(given: Given) -> Drawn:
             rows.append({"depth": depth(one), "seed": a["seed"], "steps": n, **first, "largest": difference.max()})
     if not rows:
         return Drawn(lines=lines)
-    left.set(xlabel="step", ylabel=r"$\mathcal{L}$ of the batch", yscale="log")
+    left.set(xlabel="step", ylabel=r"$\mathcal{L}$ of the batch")
+    logarithmic(left)
     right.set(xlabel="step", ylabel=r"$|\mathcal{L}_P - \mathcal{L}_R|$", yscale="log")
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=7)

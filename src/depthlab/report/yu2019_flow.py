@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from depthlab.analysis import Result, files
 from depthlab.analysis import trivial as case
@@ -95,6 +96,7 @@ def flows(given: Given) -> Drawn:
         return Drawn(lines=given.unmeasured("flow"))
     for axis, title in zip(axes, ("mean of ratios (Eq. 13)", "ratio of sums", "fraction of entries")):
         axis.set(xlabel=r"layer $\ell$", title=title, ylim=(-0.02, 1.02))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel(r"$\sigma^{(\ell)}$")
     axes[0].legend(frameon=False, fontsize=7)
     layers = sorted({r["layer"] for r in rows})
@@ -128,6 +130,21 @@ def flow_17(record: Record) -> float | None:
 
 def flow_1(record: Record) -> float | None:
     return mean_during(record, "sigma_1")
+
+
+def flow_below(one: Record, other: Record) -> float | None:
+    """Layers 1..L-2 in which the residual network's sigma is not above the plain one's: the most of them at any time
+    at which both were measured. Of a pair of one kind none; None where no time is common."""
+    plain, residual = sorted((one, other), key=lambda r: "plain" not in r["arch"])
+    if ("plain" in plain["arch"]) == ("plain" in residual["arch"]):
+        return 0.0
+    names = [{path.stem for path in Path(r["folder"]).glob("analysis-flow-*.json")} for r in (plain, residual)]
+    pairs = [
+        [files.read(Path(r["folder"]), name.removeprefix("analysis-")) for r in (plain, residual)]
+        for name in set.intersection(*names)
+    ]
+    sigma = [[result.arrays["sigma"][:-1] for result, _ in pair] for pair in pairs if None not in pair]
+    return max((float((r <= p).sum()) for p, r in sigma), default=None)
 
 
 def rise_at_start(record: Record) -> float | None:

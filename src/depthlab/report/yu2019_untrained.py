@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from depthlab.analysis import Result
 from depthlab.analysis.cushion import cushion
@@ -131,6 +132,7 @@ def figure(given: Given, flows: dict[str, list[Result]]) -> Any:
             axis.plot(x, y.mean(0), "o-", ms=3, color=colour, label=given.experiment.label(arch))
             axis.fill_between(x, y.mean(0) - y.std(0), y.mean(0) + y.std(0), color=colour, alpha=0.2, lw=0)
         axis.set(xlabel=r"layer $\ell$", title=f"{title}, depth 20, before training", ylim=(-0.02, 1.02))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False)
     axes[0].set_ylabel(r"$\sigma^{(\ell)}$")
     return drawing
