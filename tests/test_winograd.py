@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from depthlab import fused
@@ -111,6 +112,9 @@ def test_left_to_pytorch(on):
         assert not used(conv(x))
     with torch.autocast("cpu", torch.float16):
         assert not used(conv(x))
+    for pre_dispatch in (False, True):
+        graph = make_fx(lambda x: conv(x), pre_dispatch=pre_dispatch)(x.detach())
+        assert torch.equal(graph(x), nn.Conv2d.forward(conv, x))
     fused.enable(False)
     assert not used(conv(x))
 

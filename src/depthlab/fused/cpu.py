@@ -141,6 +141,7 @@ def takes(x: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._ops._len_torch_dispatch_stack_pre_dispatch()  # make_fx(pre_dispatch=True)
     )
 
 

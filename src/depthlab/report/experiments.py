@@ -4,7 +4,7 @@ The file is a Hydra configuration; here it is read as plain YAML, so that a repo
 
     hydra.sweeper.params    the axes of the table, in this order; `seed` is what a cell averages over
     defaults                `override /data: cifar100` fixes the data set
-    budget, trainer.precision    the experiment's own, where it sets them
+    budget, trainer.precision    the experiment's own, where it sets them; a swept `trainer` compares precisions
     paper                   title, cite, labels, published, notes, ratios, leave_out (see `Experiment`); figure, a
                             function that draws, and its options (see `given`); padding and rates are for the
                             file's own interpolations
@@ -134,9 +134,11 @@ def load_experiment(path: str | Path, id: str) -> Experiment:
             if entry[key] not in axes[key]:
                 where = f"{path}: paper.published[{number}].{key}"
                 raise Problem(f"{where} is {entry[key]!r}, not in the sweep {axes[key]}")
+    precision = str((raw.get("trainer") or {}).get("precision", "32-true"))
     return Experiment(
         id=id, axes=axes, seeds=seeds, paper=paper, data=None if "data" in axes else fixed.get("data"),
-        budget=float(raw.get("budget", 1.0)), precision=str((raw.get("trainer") or {}).get("precision", "32-true")),
+        budget=float(raw.get("budget", 1.0)),
+        precision=" and ".join(axes["trainer"]) if "trainer" in axes else precision,
         runs=bool(params), analyses=analyses,
     )  # fmt: skip
 

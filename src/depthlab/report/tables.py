@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from depthlab.records import mode
 from depthlab.report.experiments import Cell, Experiment, agrees
 
 Record = dict[str, Any]
@@ -99,7 +100,8 @@ def tabulate(experiment: Experiment, records: Iterable[Record], expected: Any = 
             continue
         if (key := key_of(record, experiment.axes)) in cells:
             data = experiment.data and record["data"]  # an axis, or not fixed: no reason for a table of its own
-            found[data, float(record["budget"]), record["precision"]][key].append(record)
+            precision = experiment.precision if "trainer" in experiment.axes else record["precision"]
+            found[data, float(record["budget"]), precision][key].append(record)
     blocks = []
     for (data, budget, precision), by_cell in found.items():
         block = Block(data, budget, precision, own_data=data == experiment.data)
@@ -177,12 +179,14 @@ def differing(found: dict[str, Any], reference: dict[str, Any]) -> str:
 
 
 def value_of(record: Record, axis: str) -> Any:
-    """A record's value on an axis of the sweep: a name it carries (arch, sched, data) or a key of its config."""
+    """A record's value on an axis of the sweep: a name it carries (arch, sched, data), a key of its config, its mode."""
     if axis in record and not isinstance(record[axis], dict):
         return record[axis]
     value: Any = record.get("config") or record["identity"]
     for part in axis.split("."):
         value = value.get(part) if isinstance(value, dict) else None
+    if axis == "trainer":
+        return mode(value)
     return value.get("name") if isinstance(value, dict) else value
 
 
