@@ -320,7 +320,7 @@ def test_gradient_as_exact_as_pytorchs(name, on):
 def test_without_a_compiler(compiler, said, monkeypatch, tmp_path):
     monkeypatch.setenv("DEPTHLAB_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    caches = (cpu.library, cpu.say)
+    caches = (cpu.library, cpu.complete)
     for cache in caches:
         cache.cache_clear()
     try:

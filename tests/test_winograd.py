@@ -163,7 +163,7 @@ def test_without_avx512(on, monkeypatch, tmp_path):
         pytest.skip("these are the vectors of this processor")
     monkeypatch.setenv("DEPTHLAB_CACHE", str(tmp_path))
     monkeypatch.setattr(cpu, "FLAGS", tuple(flag.replace("native", "haswell") for flag in cpu.FLAGS))
-    caches = (cpu.library, winograd.library)
+    caches = (cpu.library, cpu.complete, winograd.library)
     try:
         for cache in caches:
             cache.cache_clear()

@@ -5,41 +5,61 @@ CPU time of the thread, the least of 12 calls of each: what the code needs on a 
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from depthlab import fused, records
 
-# where it stands in a network at batch 100, shape, function of (bn, x, residual)
-CASES: list[tuple[str, tuple[int, ...], Callable[..., Tensor]]] = [
-    ("resnet, stage 1, relu(bn)", (100, 16, 32, 32), lambda bn, x, r: fused.bn_act(bn, x)),
-    ("resnet, stage 1, relu(r + bn)", (100, 16, 32, 32), fused.bn_act),
-    ("resnet, stage 2, relu(r + bn)", (100, 32, 16, 16), fused.bn_act),
-    ("resnet, stage 3, relu(r + bn)", (100, 64, 8, 8), fused.bn_act),
-    ("plain11, block 1, bn(relu)", (100, 64, 32, 32), lambda bn, x, r: fused.act_bn(bn, x)),
-    ("plain11, block 2, bn(relu)", (100, 128, 16, 16), lambda bn, x, r: fused.act_bn(bn, x)),
-    ("plain11, block 3, bn(relu)", (100, 256, 8, 8), lambda bn, x, r: fused.act_bn(bn, x)),
-]
-KINDS = [
-    ("bf16, channels_last", torch.bfloat16, torch.channels_last),
-    ("fp32, channels_last", torch.float32, torch.channels_last),
-    ("fp32, planes", torch.float32, torch.contiguous_format),
-]
+CL, PLANES = torch.channels_last, torch.contiguous_format
+Case = tuple[str, tuple[int, ...], nn.Module, Callable[..., Tensor]]  # name, shape of x, module, f(module, x, residual)
 
 
-def least(run: Callable, shape: tuple[int, ...], dtype: torch.dtype, strides: torch.memory_format) -> list[float]:
+def cases() -> list[Case]:
+    """At batch 100, where they stand in a network."""
+
+    def conv(place: str, channels: int, side: int, outputs: int | None = None) -> Case:
+        module = fused.Conv2d(channels, outputs or channels, 3, padding=1, bias=False)
+        return f"{place}, conv3x3", (100, channels, side, side), module, lambda conv, x, r: conv(x)
+
+    def norm(place: str, channels: int, side: int, name: str, run: Callable[..., Tensor]) -> Case:
+        return f"{place}, {name}", (100, channels, side, side), nn.BatchNorm2d(channels), run
+
+    residual = partial(norm, name="relu(r + bn)", run=fused.bn_act)
+    after_relu = partial(norm, name="bn(relu)", run=lambda bn, x, r: fused.act_bn(bn, x))
+    return [
+        conv("resnet, stage 1", 16, 32),
+        norm("resnet, stage 1", 16, 32, "relu(bn)", lambda bn, x, r: fused.bn_act(bn, x)),
+        residual("resnet, stage 1", 16, 32),
+        conv("resnet, stage 2", 32, 16),
+        residual("resnet, stage 2", 32, 16),
+        conv("resnet, stage 3", 64, 8),
+        residual("resnet, stage 3", 64, 8),
+        conv("plain11, block 1", 64, 32),
+        after_relu("plain11, block 1", 64, 32),
+        conv("plain11, block 2", 128, 16),
+        after_relu("plain11, block 2", 128, 16),
+        conv("plain11, block 3", 256, 8),
+        after_relu("plain11, block 3", 256, 8),
+        conv("plain11, block 4", 256, 4, 512),
+    ]
+
+
+def least(case: Case, dtype: torch.dtype, strides: torch.memory_format) -> list[float]:
     """Milliseconds: forward of PyTorch's and of the kernel, backward of both."""
-    bn = nn.BatchNorm2d(shape[1])
-    x, r, dy = (torch.randn(shape).to(dtype).to(memory_format=strides).requires_grad_() for _ in range(3))
+    _, shape, module, run = case
+    module = module.to(memory_format=CL)
+    x, r = (torch.randn(shape).to(dtype).to(memory_format=strides).requires_grad_() for _ in range(2))
     times: list[list[float]] = [[], [], [], []]
     for _ in range(12):
         for on in (False, True):
             fused.enable(on)
             began = time.thread_time()
-            y = run(bn, x, r)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                y = run(module, x, r)
             between = time.thread_time()
-            torch.autograd.grad(y, [x, r, bn.weight, bn.bias], dy.detach(), allow_unused=True)
+            torch.autograd.grad(y, [x, r, *module.parameters()], torch.ones_like(y), allow_unused=True)
             times[on].append(1000 * (between - began))
             times[2 + on].append(1000 * (time.thread_time() - between))
     return [min(values) for values in times]
@@ -49,13 +69,20 @@ def main() -> None:
     torch.set_num_threads(1)
     if not fused.enable(True):
         return
-    print(f"`python -m depthlab.fused`: {records.hardware()}, torch {torch.__version__}, ms on one thread\n")
+    print(f"`python -m depthlab.fused`: {records.hardware()}, torch {torch.__version__}, ms on one thread.")
+    print("PyTorch's own in fp32 are in its faster memory format, the kernel in channels_last.\n")
     print("| operation | (B, C, H, W) | type | forward | kernel | backward | kernel | x |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, shape, run in CASES:
-        for kind, dtype, strides in KINDS:
-            a, b, c, d = least(run, shape, dtype, strides)
-            print(f"| {name} | {shape} | {kind} | {a:.2f} | {b:.2f} | {c:.2f} | {d:.2f} | {(a + c) / (b + d):.2f} |")
+    for case in cases():
+        for dtype in (torch.bfloat16, torch.float32):
+            a, b, c, d = least(case, dtype, CL)
+            if dtype == torch.float32:
+                planes = least(case, dtype, PLANES)
+                a, c = min((a, c), (planes[0], planes[2]), key=sum)
+            kind = "bf16" if dtype == torch.bfloat16 else "fp32"
+            print(
+                f"| {case[0]} | {case[1]} | {kind} | {a:.2f} | {b:.2f} | {c:.2f} | {d:.2f} | {(a + c) / (b + d):.2f} |"
+            )
 
 
 if __name__ == "__main__":

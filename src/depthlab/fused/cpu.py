@@ -102,26 +102,20 @@ def library(name: str) -> ctypes.CDLL | Missing:
 
 
 @functools.cache
-def say(reason: str) -> None:
-    warnings.warn(f"fused operations: {reason}; PyTorch's own are used, which are slower", stacklevel=3)
+def complete() -> bool:
+    """Whether all kernels can be had; they are built side by side. Says once what is missing."""
+    with ThreadPoolExecutor() as pool:
+        reasons = [found for found in pool.map(library, KERNELS) if isinstance(found, Missing)]
+    if reasons:
+        warnings.warn(f"fused operations: {reasons[0]}; PyTorch's own are used, which are slower", stacklevel=3)
+    return not reasons
 
 
 def enable(on: bool) -> bool:
-    """Switch the kernels on or off for this process; builds them, side by side.
-
-    Returns:
-        whether they are on: False without a compiler, which is said once per process.
-    """
+    """Switch the kernels on or off for this process. Returns whether they are on: False without a compiler."""
     global _enabled
-    if on:
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(library, KERNELS))
-        for reason in found:
-            if isinstance(reason, Missing):
-                say(str(reason))
-                on = False
-    _enabled = on
-    return on
+    _enabled = on and complete()
+    return _enabled
 
 
 def enabled() -> bool:

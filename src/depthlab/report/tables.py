@@ -179,7 +179,7 @@ def differing(found: dict[str, Any], reference: dict[str, Any]) -> str:
 
 
 def value_of(record: Record, axis: str) -> Any:
-    """A record's value on an axis of the sweep: a name it carries (arch, sched, data), a key of its config, its mode."""
+    """A record's value on an axis: a name it carries (arch, sched, data), a key of its configuration, its mode."""
     if axis in record and not isinstance(record[axis], dict):
         return record[axis]
     value: Any = record.get("config") or record["identity"]
