@@ -10,7 +10,7 @@ from depthlab.report import load_experiment, read_records, tabulate
 from depthlab.report.given import Notes
 from depthlab.report.page import Page, judging
 from depthlab.report.recipes import Expected, Recipes
-from depthlab.report.text import BEGIN, END, NOT_RUN, VERDICTS, summary
+from depthlab.report.text import BEGIN, COUNTED, END, KINDS, NOT_RUN, VERDICTS, summary
 
 RESULTS = ROOT / "results"
 RUNS = ["results/runs"]
@@ -52,13 +52,16 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("| \n").split(" | ")] for line in lines]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
-def test_verdicts(readme, monkeypatch):
+def block_of(readme: str, begin: str) -> str:
+    return re.search(f"{begin}(.*?){END}", (ROOT / readme).read_text(), re.DOTALL)[1]
+
+
+def test_verdicts(monkeypatch):
     """Of every claim that is tested on runs: its row where it was, else its name."""
     monkeypatch.chdir(ROOT)
     records, problems = read_records(RUNS)
     assert not problems
-    block = re.search(f"{BEGIN}(.*?){END}", (ROOT / readme).read_text(), re.DOTALL)[1]
+    block = block_of("results/README.md", BEGIN)
     found = {row[0]: row[1:] for row in rows(block)}
     not_run = set(re.findall(r"[\w]+", " ".join(re.findall(r"Not run: (.*)\.", block))))
     recipes = Recipes(report.compose, report.build)
@@ -73,3 +76,19 @@ def test_verdicts(readme, monkeypatch):
             else:
                 assert found[v["id"]] == [v["plain"], v["paper"], v["why"], v["evidence"], f"**{v['verdict']}**"]
     assert list(VERDICTS) in rows(block)
+
+
+def test_the_readme_counts_them():
+    """A line per paper: as many of its own claims as the tables of verdicts have, questions of ours apart."""
+    header, *found = rows(block_of("README.md", COUNTED))
+    assert header == ["paper", *KINDS]
+    ours = {claim["id"] for id in report.choose([]) for claim in experiment(id).paper.get("claims") or []
+            if claim.get("ours")}  # fmt: skip
+    papers = block_of("results/README.md", BEGIN).split("\n### ")[1:]
+    assert len(found) == len(papers) == 4
+    for line, paper in zip(found, papers, strict=True):
+        verdicts = [row[-1].strip("*") for row in rows(paper) if row[0] not in {"claim", *ours}]
+        not_run = re.findall(r"\w+", " ".join(re.findall(r"Not run: (.*)\.", paper)))
+        counted = [len([id for id in not_run if id not in ours]) if kind == NOT_RUN else verdicts.count(kind)
+                   for kind in KINDS]  # fmt: skip
+        assert line == [paper.splitlines()[0], *map(str, counted)]

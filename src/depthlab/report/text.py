@@ -16,6 +16,7 @@ from depthlab.report.claims import NOT_RUN
 from depthlab.report.experiments import Experiment
 from depthlab.report.page import (
     KINDS,
+    LEGEND,
     RULE,
     Page,
     budget,
@@ -146,36 +147,44 @@ def summary(page: Page) -> dict[str, Any]:
 
 
 BEGIN, END = "<!-- verdicts: `make results` writes from here -->", "<!-- to here -->"
+COUNTED = "<!-- verdicts, counted: `make results` writes from here -->"
 
 
 def renew(path: Path, views: Sequence[dict[str, Any]]) -> None:
-    """Write the tables of verdicts, a paper each, between the marks in a Markdown file.
+    """Write the verdicts between the marks in a Markdown file: those of every claim, or `COUNTED`, a line per paper.
 
     Raises:
         Problem: it has no such marks.
     """
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
+    mark = COUNTED if COUNTED in text else BEGIN
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise Problem(f"{path}: the verdicts stand between the lines\n{BEGIN}\n{END}")
-    replace(path, f"{before}{begin}\n\n{verdict_block(views)}\n{end}{after}".encode())
+        raise Problem(f"{path}: the verdicts stand between the lines\n{BEGIN}\n{END}\nor, counted, after\n{COUNTED}")
+    papers = {cited(members): in_order([v for view in members for v in view["verdicts"]])
+              for members in by_paper(views).values() if any(view["verdicts"] for view in members)}  # fmt: skip
+    lines = counted(papers) + (every_verdict(papers) if mark == BEGIN else [])
+    replace(path, "\n".join([f"{before}{begin}", "", *lines, "", f"{end}{after}"]).encode())
 
 
-def verdict_block(views: Sequence[dict[str, Any]]) -> str:
-    """Counts for every paper, then what each of its claims came to."""
-    papers = {name: members for name, members in by_paper(views).items() if any(view["verdicts"] for view in members)}
-    verdicts = {name: in_order([v for view in members for v in view["verdicts"]]) for name, members in papers.items()}
-    found = {name: counts(of) for name, of in verdicts.items()}
-    body = [[cited(members), *(str(found[name][kind]) for kind in KINDS)] for name, members in papers.items()]
-    lines = [*grid(["paper", *KINDS], body, markdown=True), "", RULE]
-    for name, members in papers.items():
-        tested = [v for v in verdicts[name] if v["verdict"] != NOT_RUN]
+def counted(papers: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """How many claims of each paper came to what."""
+    found = [(paper, counts(verdicts)) for paper, verdicts in papers.items()]
+    body = [[paper, *(str(count[kind]) for kind in KINDS)] for paper, count in found]
+    return grid(["paper", *KINDS], body, markdown=True)
+
+
+def every_verdict(papers: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """How claims are judged, and a table per paper of those that were."""
+    lines = ["", RULE, "", f"{'. '.join(LEGEND.values())}."]
+    for paper, verdicts in papers.items():
+        tested = [v for v in verdicts if v["verdict"] != NOT_RUN]
         body = [[v["id"], v["plain"], v["paper"], v["why"], v["evidence"], f"**{v['verdict']}**"] for v in tested]
-        lines += ["", f"### {cited(members)}", "", *(grid(list(VERDICTS), body, markdown=True) if body else [])]
-        if rest := [v["id"] for v in verdicts[name] if v["verdict"] == NOT_RUN]:
+        lines += ["", f"### {paper}", "", *(grid(list(VERDICTS), body, markdown=True) if body else [])]
+        if rest := [v["id"] for v in verdicts if v["verdict"] == NOT_RUN]:
             lines += [""] * bool(body) + [f"Not run: {', '.join(rest)}."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def where_from(records: list[dict[str, Any]]) -> list[str]:
