@@ -15,7 +15,7 @@ from depthlab.report import html, load_experiment
 
 ID = "barz2018/table1"
 CURVES = ("val_error", "val_loss", "train_error", "train_loss", "lr", "seconds", "cpu_seconds", "images_per_second")
-TIMES = 10  # as long as reading the JSON by the standard library: 6 on an AMD EPYC, where that is 1.9 s; two cores share it
+TIMES = 10  # as long as the standard library takes to read the JSON: 6 on an AMD EPYC, 1.9 s; two cores share it
 
 
 @pytest.mark.slow
