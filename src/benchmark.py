@@ -110,22 +110,25 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows += interleaved(ways, args, limit, {"part": "data", "network": "-"})
     torch.set_num_threads(threads)
     for arch in args.arch:
-        ways, ours, parts = {}, {}, {}
+        ways, parts = {}, {}
         flops = records.training_flops(network(composed(arch, "32-true", args), device="meta"), first["data"]["size"])
         for workers, batches in pil.items():
             net = network(composed(arch, "32-true", args)).to(device)
             ways[page.conventional(workers)] = stepping(conventional.training(net, batches, device), True)
         for precision in args.precision:
             name = f"{page.OURS} {precision}"
-            ours[precision] = ways[name] = Ours(composed(arch, precision, args))
+            ours = ways[name] = Ours(composed(arch, precision, args))
             if precision == "32-true":
-                ways[f"{page.BARE} {precision}"] = stepping(ours[precision].bare(device), False)
+                ways[f"{page.BARE} {precision}"] = stepping(ours.bare(device), False)
             if args.compiled:
                 ways[f"{name} compiled"] = Ours(composed(arch, precision, args, "trainer.compile=true"))
+            timed = {precision: ours}
             if args.unfused:
-                ways[f"{name} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
-            if args.profile:
-                parts |= {name: ours[precision], f"{page.BARE} {precision}": ours[precision].in_parts(device)}
+                timed[f"{precision} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
+            for kind, way in timed.items():
+                ways[f"{page.OURS} {kind}"] = way
+                if args.profile:
+                    parts |= {f"{page.OURS} {kind}": way, f"{page.BARE} {kind}": way.in_parts(device)}
         rows += interleaved(ways, args, limit, {"part": "training", "network": arch, "flops_per_image": flops})
         if parts:
             rows += interleaved(parts, args, limit, {"part": "profile", "network": arch})
