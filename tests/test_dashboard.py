@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def test_a_growing_run_logs_its_depth(cli, tmp_path):
 
 
 def read(file: Path) -> list:
+    """A finished run's records; W&B's own process may still be writing them when the run is over."""
+    until = time.time() + 60
+    while not (found := parse(file)) or not found[-1].HasField("exit"):
+        assert time.time() < until, "W&B never ended the file"
+        time.sleep(0.1)
+    return found
+
+
+def parse(file: Path) -> list:
     """W&B's records of a transaction log: LevelDB's framing (blocks of 32 KiB, a header of 7 bytes: checksum, length,
     first/middle/last), after a header of 7 bytes; the messages are read by W&B's own protocol."""
     from wandb.proto.wandb_internal_pb2 import Record
