@@ -377,57 +377,46 @@ void gather_from(const Weight& w, n64 row, n64 begin, n64 end, float* work, floa
         gather_from<m, E, first + 1>(w, row, begin, end, work, u, bias);
 }
 
+// A thread's part of the gradient of w; work: `all` times w.work() floats, sum (9, C, K), bias (all, K), zero
 template <int m, class E>
-void weight(const Weight& w, int threads) {
+void weight(const Weight& w, int me, int all, float* work, float* sum, double* bias) {
     constexpr int n = Tile<m>::n;
     const n64 C = w.C, K = w.K, tiles = Cut<m>(w.H, w.W).tiles(w.N), room = w.work(), rows = w.rows();
-    float* work = static_cast<float*>(std::aligned_alloc(64, (threads * room * 4 + 63) / 64 * 64));
-    float* sum = static_cast<float*>(std::aligned_alloc(64, 9 * C * K * 4));  // (9, C, K)
-    double* bias = static_cast<double*>(std::calloc(threads * K, sizeof(double)));
-    std::fill(sum, sum + 9 * C * K, 0.f);
-#pragma omp parallel num_threads(threads)
-    {
-        const int me = omp_get_thread_num(), all = omp_get_num_threads();
-        float* own = work + me * room;
-        for (n64 row = 0; row < n; row += rows) {
-            std::fill(own, own + w.points() * C * K, 0.f);
-            gather_from<m, E, 0>(w, row, tiles * me / all, tiles * (me + 1) / all, own + w.points() * C * K, own,
-                                 w.db && row == 0 ? bias + me * K : nullptr);
+    float* own = work + me * room;
+    for (n64 row = 0; row < n; row += rows) {
+        std::fill(own, own + w.points() * C * K, 0.f);
+        gather_from<m, E, 0>(w, row, tiles * me / all, tiles * (me + 1) / all, own + w.points() * C * K, own,
+                             w.db && row == 0 ? bias + me * K : nullptr);
 #pragma omp barrier
 #pragma omp for
-            for (n64 c = 0; c < C; c++)
-                for (n64 k = 0; k < K; k += L)
-                    for (n64 a = 0; a < rows; a++) {
-                        V right[3] = {};  // a row of U times G
-                        for (int b = 0; b < n; b++) {
-                            V u = {};
-                            for (int i = 0; i < all; i++)
-                                u += load(work + i * room + ((a * n + b) * C + c) * K + k);
-                            for (int j = 0; j < 3; j++) right[j] += u * Tile<m>::G[b][j];
-                        }
-                        for (int i = 0; i < 3; i++)
-                            for (int j = 0; j < 3; j++) {
-                                float* to = sum + ((3 * i + j) * C + c) * K + k;
-                                store(to, load(to) + Tile<m>::G[row + a][i] * right[j]);
-                            }
+        for (n64 c = 0; c < C; c++)
+            for (n64 k = 0; k < K; k += L) {
+                for (n64 a = 0; a < rows; a++) {
+                    V right[3] = {};  // a row of U times G
+                    for (int b = 0; b < n; b++) {
+                        V u = {};
+                        for (int i = 0; i < all; i++) u += load(work + i * room + ((a * n + b) * C + c) * K + k);
+                        for (int j = 0; j < 3; j++) right[j] += u * Tile<m>::G[b][j];
                     }
-        }
-#pragma omp for
-        for (n64 k = 0; k < K; k++) {
-            for (n64 c = 0; c < C; c++)
-                for (int i = 0; i < 9; i++)
-                    w.dw[k * w.strides[0] + c * w.strides[1] + i / 3 * w.strides[2] + i % 3 * w.strides[3]] =
-                        sum[(i * C + c) * K + k];
-            if (w.db) {
-                double total = 0;
-                for (int i = 0; i < all; i++) total += bias[i * K + k];
-                w.db[k] = static_cast<float>(total);
+                    for (int i = 0; i < 3; i++)
+                        for (int j = 0; j < 3; j++) {
+                            float* to = sum + ((3 * i + j) * C + c) * K + k;
+                            store(to, load(to) + Tile<m>::G[row + a][i] * right[j]);
+                        }
+                }
+                if (row + rows == n)
+                    for (int i = 0; i < 9; i++) {
+                        float* to = w.dw + k * w.strides[0] + c * w.strides[1] + i / 3 * w.strides[2] + i % 3 * w.strides[3];
+                        for (int l = 0; l < L; l++) to[l * w.strides[0]] = sum[(i * C + c) * K + k + l];
+                    }
             }
-        }
     }
-    std::free(work);
-    std::free(sum);
-    std::free(bias);
+    if (w.db && me == 0)
+        for (n64 k = 0; k < K; k++) {
+            double total = 0;
+            for (int i = 0; i < all; i++) total += bias[i * K + k];
+            w.db[k] = static_cast<float>(total);
+        }
 }
 
 // ---- U = G w G^T of the inputs [c, c + L) and the output k
@@ -458,7 +447,7 @@ void kernel_group(const float* w, const n64* stride, bool turned, n64 c, n64 k, 
 template <int m>
 void kernel(const float* w, const n64* stride, n64 C, n64 K, bool turned, float* u, int threads) {
     constexpr int points = Tile<m>::n * Tile<m>::n;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (C * K > 128 * 128)
     for (n64 block = 0; block < (turned ? C : K) / L; block++)
         for (n64 g = 0; g < (turned ? K : C) * L; g++) {
             V out[points];
@@ -486,6 +475,13 @@ extern "C" void depthlab_winograd_kernel(const float* w, const n64* stride, n64 
     (m == 2 ? kernel<2> : kernel<4>)(w, stride, C, K, turned, u, threads);
 }
 
+static void through(const Layer& l, n64 own, n64 at, n64 count, float* work) {
+    const auto run = l.m == 2 ? l.half ? layer<2, bf16> : layer<2, float> : l.half ? layer<4, bf16> : layer<4, float>;
+    run(l, own, at, count, work);
+}
+
+static float* floats(n64 count) { return static_cast<float*>(std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)); }
+
 // N images through `count` layers, `batch` at a time: what lies between two layers stays in the cache
 extern "C" void depthlab_winograd(const Layer* layers, n64 count, n64 N, n64 batch, int threads) {
     n64 room = 0;
@@ -493,21 +489,36 @@ extern "C" void depthlab_winograd(const Layer* layers, n64 count, n64 N, n64 bat
     const n64 parts = (N + batch - 1) / batch;
 #pragma omp parallel num_threads(threads)
     {
-        float* work = static_cast<float*>(std::aligned_alloc(64, (room * 4 + 63) / 64 * 64));
+        float* work = floats(room);
 #pragma omp for schedule(static)
         for (n64 part = 0; part < parts; part++)
-            for (n64 i = 0; i < count; i++) {
-                const Layer& l = layers[i];
-                const auto run = l.m == 2 ? l.half ? layer<2, bf16> : layer<2, float>
-                                          : l.half ? layer<4, bf16> : layer<4, float>;
-                run(l, omp_get_thread_num() * batch, part * batch, std::min(batch, N - part * batch), work);
-            }
+            for (n64 i = 0; i < count; i++)
+                through(layers[i], omp_get_thread_num() * batch, part * batch, std::min(batch, N - part * batch), work);
         std::free(work);
     }
 }
 
-extern "C" void depthlab_winograd_weight(const Weight* w, int threads) {
-    const auto run = w->m == 2 ? w->half ? weight<2, bf16> : weight<2, float>
-                               : w->half ? weight<4, bf16> : weight<4, float>;
-    run(*w, threads);
+// All gradients of a convolution; dx and w may be null. In one parallel region: to wake a thread costs as much as a
+// small layer's work.
+extern "C" void depthlab_winograd_backward(const Layer* dx, const Weight* w, n64 N, int threads) {
+    float *work = w ? floats(threads * w->work()) : nullptr, *sum = w ? floats(9 * w->C * w->K) : nullptr;
+    double* bias = w ? static_cast<double*>(std::calloc(threads * w->K, sizeof(double))) : nullptr;
+    if (w) std::fill(sum, sum + 9 * w->C * w->K, 0.f);
+#pragma omp parallel num_threads(threads)
+    {
+        const n64 me = omp_get_thread_num(), all = omp_get_num_threads();
+        if (dx) {
+            float* own = floats(dx->work());
+            through(*dx, 0, N * me / all, N * (me + 1) / all - N * me / all, own);
+            std::free(own);
+        }
+        if (w) {
+            const auto run = w->m == 2 ? w->half ? weight<2, bf16> : weight<2, float>
+                                       : w->half ? weight<4, bf16> : weight<4, float>;
+            run(*w, me, all, work, sum, bias);
+        }
+    }
+    std::free(work);
+    std::free(sum);
+    std::free(bias);
 }

@@ -43,8 +43,8 @@ def library() -> ctypes.CDLL | None:
     pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.depthlab_winograd_kernel.argtypes = [pointer, pointer, number, number, number, flag, pointer, flag]
     found.depthlab_winograd.argtypes = [pointer, number, number, number, flag]
-    found.depthlab_winograd_weight.argtypes = [pointer, flag]
-    for function in (found.depthlab_winograd_kernel, found.depthlab_winograd, found.depthlab_winograd_weight):
+    found.depthlab_winograd_backward.argtypes = [pointer, pointer, number, flag]
+    for function in (found.depthlab_winograd_kernel, found.depthlab_winograd, found.depthlab_winograd_backward):
         function.restype = None
     return found
 
@@ -69,25 +69,37 @@ def run(layers: Sequence[Layer], count: int, batch: int) -> None:
     library().depthlab_winograd((Layer * len(layers))(*layers), len(layers), count, batch, torch.get_num_threads())
 
 
-def convolve(x: Tensor, w: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
-    """x (B, C, H, W) in channels_last * w (K, C, 3, 3) + bias; `turned`: dx (B, C, H, W) of x = dy (B, K, H, W)."""
-    K, C = w.shape[:2][::-1] if turned else w.shape[:2]
-    B, _, H, W = x.shape
-    m = TILE[x.dtype]
-    y, u = torch.empty((B, K, H, W), dtype=x.dtype, memory_format=CL), transformed(w, m, turned)
+def described(x: Tensor, y: Tensor, u: Tensor, bias: Tensor | None) -> Layer:
+    """y (B, K, H, W) = x (B, C, H, W) * u + bias, both in channels_last."""
+    (_, C, H, W), K = x.shape, y.shape[1]
     pointers = cpu.pointers(x, None, y, u, bias)
-    layer = Layer(*pointers, H, W, C, K, False, m, x.dtype == torch.bfloat16, (1, 1, 1))
-    run([layer], B, -(-B // torch.get_num_threads()))
+    return Layer(*pointers, H, W, C, K, False, TILE[x.dtype], x.dtype == torch.bfloat16, (1, 1, 1))
+
+
+def convolve(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """x (B, C, H, W) in channels_last * w (K, C, 3, 3) + bias."""
+    B, _, H, W = x.shape
+    y = torch.empty((B, len(w), H, W), dtype=x.dtype, memory_format=CL)
+    u = transformed(w, TILE[x.dtype])
+    run([described(x, y, u, bias)], B, -(-B // torch.get_num_threads()))
     return y
 
 
-def weight_gradients(x: Tensor, dy: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Gradients of w (K, C, 3, 3) and bias, x and dy (B, C or K, H, W) in channels_last."""
-    dw, db = torch.empty_like(w), None if bias is None else torch.empty_like(bias)
-    (B, C, H, W), K, half = x.shape, w.shape[0], x.dtype == torch.bfloat16
-    work = Weight(*cpu.pointers(x, dy, dw, db), B, H, W, C, K, TILE[x.dtype], half, dw.stride())
-    library().depthlab_winograd_weight(ctypes.byref(work), torch.get_num_threads())
-    return dw, db
+def gradients(
+    x: Tensor, dy: Tensor, w: Tensor, bias: Tensor | None, of_x: bool, of_w: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of x (B, C, H, W), w (K, C, 3, 3) and bias; dy (B, K, H, W) and x in channels_last."""
+    dx = layer = work = dw = db = None
+    (B, C, H, W), K, m = x.shape, len(w), TILE[x.dtype]
+    if of_x:
+        dx, u = torch.empty_like(x), transformed(w, m, turned=True)
+        layer = ctypes.byref(described(dy, dx, u, None))
+    if of_w:
+        dw, db = torch.empty_like(w), None if bias is None else torch.empty_like(bias)
+        strides, half = dw.stride(), x.dtype == torch.bfloat16
+        work = ctypes.byref(Weight(*cpu.pointers(x, dy, dw, db), B, H, W, C, K, m, half, strides))
+    library().depthlab_winograd_backward(layer, work, B, torch.get_num_threads())
+    return dx, dw, db
 
 
 class Convolution(torch.autograd.Function):
@@ -108,9 +120,8 @@ class Convolution(torch.autograd.Function):
                 dy, x, w.to(x.dtype), sizes, one, one, one, False, [0, 0], 1, wanted
             )
             return dx, dw if dw is None else dw.to(w.dtype), db if db is None else db.to(w.dtype)
-        dy = dy.contiguous(memory_format=CL)
-        dx = convolve(dy, w, None, turned=True) if ctx.needs_input_grad[0] else None
-        return dx, *(weight_gradients(x, dy, w, bias) if any(ctx.needs_input_grad[1:]) else (None, None))
+        of_x, *of_w = ctx.needs_input_grad
+        return gradients(x, dy.contiguous(memory_format=CL), w, bias, of_x, any(of_w))
 
 
 class Conv2d(nn.Conv2d):
