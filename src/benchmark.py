@@ -8,7 +8,7 @@
 Images/s of training steps: data, augmentation (crop and flip), forward, backward, optimiser.
     conventional   PIL images, DataLoader with 0 and 2 workers, fp32, NCHW, eager, .item() per step
     ours           the Trainer with all callbacks of src/train.py and what its configuration chooses by itself: memory
-                   format, fused kernel; evaluation and checkpoints lie outside the steps. trainer=exact is fp32 and
+                   format, fused operations; evaluation and checkpoints lie outside the steps. trainer=exact is fp32 and
                    deterministic, trainer=fast bf16 with all that is fast
     bare           ours without Lightning: the same network, batches and optimiser in a loop of five lines
 Also Lightning's own cost per step, on a tiny network, and the data path alone, both on one thread; and runs in
