@@ -55,8 +55,8 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def mode(trainer: dict[str, Any]) -> str:
     """ "exact", single or double precision and deterministic, as trainer=exact; or "fast"."""
-    whole = trainer["precision"] in ("32-true", "64-true")
-    return "exact" if whole and trainer["deterministic"] is True and not trainer["compile"] else "fast"
+    whole = trainer.get("precision") in ("32-true", "64-true")
+    return "exact" if whole and trainer.get("deterministic") is True and not trainer.get("compile") else "fast"
 
 
 def canonical(value: Any) -> Any:

@@ -14,7 +14,7 @@ paper: {title: Modes, figure: depthlab.report.modes.paired}
 
 def plant(folder, mode, seed, error, loss):
     precision = {"exact": "32-true", "fast": "bf16-mixed"}[mode]
-    trainer = {"precision": precision, "deterministic": True, "compile": False, "devices": 1}
+    trainer = {"precision": precision, "deterministic": True, "devices": 1}  # no more, as of an older version
     identity = {"arch": {"name": "resnet20"}, "data": {"name": "cifar10"}, "trainer": {"precision": precision}}
     record = {
         "schema": 1, "name": f"{mode}{seed}", "study": "modes", "arch": "resnet20", "sched": "sgd", "data": "cifar10",

@@ -185,7 +185,7 @@ def value_of(record: Record, axis: str) -> Any:
     value: Any = record.get("config") or record["identity"]
     for part in axis.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if axis == "trainer":
+    if axis == "trainer" and isinstance(value, dict):
         return mode(value)
     return value.get("name") if isinstance(value, dict) else value
 
