@@ -116,13 +116,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             net = network(composed(arch, "32-true", args)).to(device)
             ways[page.conventional(workers)] = stepping(conventional.training(net, batches, device), True)
         for precision in args.precision:
-            name = f"{page.OURS} {precision}"
-            ours = ways[name] = Ours(composed(arch, precision, args))
+            timed = {precision: Ours(composed(arch, precision, args))}
+            ways[f"{page.OURS} {precision}"] = timed[precision]
             if precision == "32-true":
-                ways[f"{page.BARE} {precision}"] = stepping(ours.bare(device), False)
+                ways[f"{page.BARE} {precision}"] = stepping(timed[precision].bare(device), False)
             if args.compiled:
-                ways[f"{name} compiled"] = Ours(composed(arch, precision, args, "trainer.compile=true"))
-            timed = {precision: ours}
+                ways[f"{page.OURS} {precision} compiled"] = Ours(
+                    composed(arch, precision, args, "trainer.compile=true")
+                )
             if args.unfused:
                 timed[f"{precision} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
             for kind, way in timed.items():

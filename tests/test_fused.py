@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from depthlab import MultilevelResNet, Plain11, ResNet, SimpleNet, fused
 from depthlab.architectures import VGG9
-from depthlab.fused import act_bn, bn_act, cpu
+from depthlab.fused import act_bn, bn_act, cpu, winograd
 from depthlab.fused import batch_norm as kernel
 from depthlab.problem import Problem
 
@@ -242,14 +242,23 @@ NETS = {
     "none": lambda: ResNet(10, 8, width=16, shortcut="none"),
     "multilevel": lambda: MultilevelResNet(10, 2, step_size=0.5),
     "plain11": lambda: Plain11(10),
+    "simple_plain": lambda: SimpleNet(10, 8),
+    "simple_residual": lambda: SimpleNet(10, 8, residual=True),
+    "vgg9": lambda: VGG9(10),
 }
+
+
+def fits(conv):
+    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.in_channels % 16 == 0
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_train_alike(name, on, monkeypatch):
     """Eight steps on a batch: the same losses with and without, in fp32 and bf16; every 2d BatchNorm was taken."""
-    calls = []
+    calls, convolutions = [], []
     monkeypatch.setattr(kernel, "fused", lambda *a, run=kernel.fused: (calls.append(1), run(*a))[1])
+    apply = winograd.Convolution.apply
+    monkeypatch.setattr(winograd.Convolution, "apply", lambda *a: (convolutions.append(1), apply(*a))[1])
     torch.manual_seed(0)
     base = NETS[name]().to(memory_format=CL)
     x, y = torch.randn(8, 3, 32, 32).to(memory_format=CL), torch.arange(8)
@@ -260,7 +269,7 @@ def test_networks_train_alike(name, on, monkeypatch):
             net = copy.deepcopy(base)
             optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
             losses.append([])
-            for step in range(8 if name != "plain11" else 4):
+            for step in range(8 if name not in ("plain11", "vgg9") else 4):
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     loss = F.cross_entropy(net(x), y)
                 optimizer.zero_grad()
@@ -271,7 +280,10 @@ def test_networks_train_alike(name, on, monkeypatch):
                     norms = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
                     shortcuts = sum(isinstance(m, nn.BatchNorm2d) for m in base.modules() if name == "projection") and 2
                     assert len(calls) == norms - shortcuts
+                    fitting = [m for m in net.modules() if isinstance(m, fused.Conv2d) and fits(m)]
+                    assert len(convolutions) == len(fitting) > 0
             calls.clear()
+            convolutions.clear()
         assert losses[0] == pytest.approx(losses[1], rel=0.05 if bf16 else 2e-3, abs=1e-3 if bf16 else 1e-4)
         assert losses[0][-1] < losses[0][0]
 

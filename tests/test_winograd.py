@@ -108,6 +108,13 @@ def test_left_to_pytorch(on):
         assert not used(y)
         assert torch.equal(y, nn.Conv2d.forward(conv, image))
     conv = Conv2d(16, 16, **same)
+    for wrong in (images(2, 32, 8, 8), x.bfloat16()):
+        with pytest.raises(RuntimeError):
+            conv(wrong)
+    assert conv(images(0, 16, 8, 8)).shape == (0, 16, 8, 8)
+    strided = Conv2d(16, 16, **same)
+    strided.bias = nn.Parameter(torch.randn(32)[::2])
+    assert not used(strided(x))
     with FlopCounterMode(display=False):
         assert not used(conv(x))
     with torch.autocast("cpu", torch.float16):

@@ -64,10 +64,12 @@ class Chain:
         batch = -(-B // threads)
         if len(self.layers) > 1 and most <= 64:  # more channels: the kernels would leave the cache instead
             batch = min(batch, max(1, BUFFER // (4 * H * W * most)))
-        inner = [torch.empty(threads * batch * H * W * most) for _ in set(self.slot.values())]
+        inner = [torch.empty(threads * batch * H * W * most, dtype=torch.float32) for _ in set(self.slot.values())]
         for layer in self.layers:
             if layer.out in self.outputs:
-                given[layer.out] = torch.empty((B, layer.w.shape[0], H, W), memory_format=torch.channels_last)
+                given[layer.out] = torch.empty(
+                    (B, layer.w.shape[0], H, W), dtype=torch.float32, memory_format=torch.channels_last
+                )
 
         def pointer(name: str | None) -> int | None:
             if name is None:

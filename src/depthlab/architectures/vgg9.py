@@ -16,18 +16,6 @@ from depthlab.fused import Conv2d, bn_act
 GROUPS = ((64, 64), (128, 128), (256, 256, 256))
 
 
-class Unit(nn.Module):
-    """Conv3x3 -> BatchNorm -> ReLU. (B, in, H, W) -> (B, out, H, W)"""
-
-    def __init__(self, channels_in: int, channels_out: int, eps: float, momentum: float):
-        super().__init__()
-        self.conv = Conv2d(channels_in, channels_out, 3, padding=1)
-        self.bn = nn.BatchNorm2d(channels_out, eps=eps, momentum=momentum)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return bn_act(self.bn, self.conv(x))
-
-
 class VGG9(nn.Module):
     """(B, 3, 32, 32) -> logits (B, num_classes).
 
@@ -53,7 +41,9 @@ class VGG9(nn.Module):
         for widths in GROUPS:
             units = nn.Sequential()
             for width in widths:
-                units.append(Unit(channels, width, bn_eps, bn_momentum))
+                units.append(Conv2d(channels, width, 3, padding=1))
+                units.append(nn.BatchNorm2d(width, eps=bn_eps, momentum=bn_momentum))
+                units.append(nn.ReLU())
                 channels = width
             groups.append(units)
         self.groups = nn.ModuleList(groups)
@@ -64,5 +54,8 @@ class VGG9(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for group in self.groups:
-            x = F.max_pool2d(group(x), 2)  # 32 -> 16 -> 8 -> 4
+            units = list(group)
+            for conv, bn in zip(units[::3], units[1::3]):  # each with its ReLU
+                x = bn_act(bn, conv(x))
+            x = F.max_pool2d(x, 2)  # 32 -> 16 -> 8 -> 4
         return self.classifier(F.relu(self.hidden_bn(self.hidden(x.flatten(1)))))

@@ -1,5 +1,5 @@
 // y = relu(residual + h BN(f(x))) over the batch, and its gradient, for images in channels_last or in planes; f is the
-// identity or ReLU. Compiled and called by cpu.py; no header of PyTorch.
+// identity or ReLU. Called by batch_norm.py; no header of PyTorch.
 //
 // Two passes over memory each way. Sums are of differences from a value of the same column, fp32 over at most RUN rows,
 // then double. The sizes alone say how rows are cut into tiles: the bits do not depend on the number of threads.

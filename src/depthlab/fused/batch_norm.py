@@ -47,7 +47,7 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
         and x.numel() > x.shape[1]  # PyTorch has words for a single value per channel
         and layout(x) is not None
         and bn.weight is not None
-        and bn.weight.dtype == torch.float32
+        and cpu.floats(bn.weight, bn.bias, bn.running_mean, bn.running_var)
         and (residual is None or like(residual, x))
         and not hooked(bn)
     )
@@ -115,7 +115,7 @@ class BatchNormAct(torch.autograd.Function):
         after: bool,
         h: float,
     ) -> Tensor:
-        y, stats = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float64)
+        y, stats = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float64, device="cpu")
         kind, width, plane = (x.dtype == torch.bfloat16, before, after, residual is not None), *layout(x)
         ctx.head = (*kind, x.numel(), width, x.shape[1], plane, torch.get_num_threads())
         inputs, outputs = cpu.pointers(x, residual, weight, bias), cpu.pointers(*running, y, stats)

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 HERE = Path(__file__).parent
-HEADER = HERE / "vectors.h"
 # No -ffast-math: NaN must stay NaN, and the order of sums is ours. -fopenmp finds the runtime that torch has loaded.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
 
@@ -67,7 +66,7 @@ def build(source: Path) -> Path:
     command = [compiler(), *FLAGS]
     try:
         version = subprocess.run([command[0], "--version"], capture_output=True, text=True, timeout=60).stdout
-        text = [file.read_text(encoding="utf-8") for file in (HEADER, source)]
+        text = [file.read_text(encoding="utf-8") for file in (*sorted(HERE.glob("*.h")), source)]
         said = "\n".join([*command, version, processor(), *text])
         library = cache() / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.so"
         if library.exists():
@@ -128,6 +127,7 @@ def takes(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dim() == 4
+        and x.numel() > 0
         and type(x) is Tensor
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -136,6 +136,14 @@ def takes(x: Tensor) -> bool:
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
         and not torch._ops._len_torch_dispatch_stack_pre_dispatch()  # make_fx(pre_dispatch=True)
+    )
+
+
+def floats(*tensors: Tensor | None) -> bool:
+    """Whether parameters and statistics are what kernels read: fp32 on the CPU, vectors without gaps."""
+    given = [t for t in tensors if t is not None]
+    return all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and (t.dim() > 1 or t.is_contiguous()) for t in given
     )
 
 

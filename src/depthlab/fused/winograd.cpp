@@ -448,22 +448,15 @@ template <int m>
 void kernel(const float* w, const n64* stride, n64 C, n64 K, bool turned, float* u, int threads) {
     constexpr int points = Tile<m>::n * Tile<m>::n;
 #pragma omp parallel for num_threads(threads) if (C * K > 128 * 128)
-    for (n64 block = 0; block < (turned ? C : K) / L; block++)
-        for (n64 g = 0; g < (turned ? K : C) * L; g++) {
+    for (n64 k = 0; k < K; k++)
+        for (n64 c = 0; c < C; c += L) {
             V out[points];
-            if (turned) {  // u (points, C/L, K, L)
-                if (g >= K) break;
-                kernel_group<m>(w, stride, true, block * L, g, out);
-                for (int q = 0; q < points; q++) store(u + ((q * (C / L) + block) * K + g) * L, out[q]);
-            } else if (g % L == 0) {  // u (points, K/L, C, L): L outputs of L inputs at a time
-                const n64 c = g / L;
-                if (c % L) continue;
-                for (int l = 0; l < L; l++) {
-                    kernel_group<m>(w, stride, false, c, block * L + l, out);
-                    for (int q = 0; q < points; q++)
-                        for (int i = 0; i < L; i++) u[((q * (K / L) + block) * C + c + i) * L + l] = out[q][i];
-                }
-            }
+            kernel_group<m>(w, stride, turned, c, k, out);
+            for (int q = 0; q < points; q++)
+                if (turned)  // u (points, C/L, K, L)
+                    store(u + ((q * (C / L) + c / L) * K + k) * L, out[q]);
+                else  // u (points, K/L, C, L)
+                    for (int i = 0; i < L; i++) u[((q * (K / L) + k / L) * C + c + i) * L + k % L] = out[q][i];
         }
 }
 

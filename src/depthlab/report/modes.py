@@ -19,13 +19,16 @@ def paired(given: Given) -> Drawn:
     lines, rows = [], []
     for arch, modes in by_mode.items():
         exact, fast = modes.get("exact", {}), modes.get("fast", {})
-        seeds = sorted(exact.keys() & fast.keys())
-        for key, name in NUMBERS.items() if seeds else ():
+        for key, name in NUMBERS.items():
+            both = exact.keys() & fast.keys()
+            seeds = sorted(s for s in both if None not in (exact[s].get(key), fast[s].get(key)))
+            if not seeds:
+                continue
             sides = [[runs[seed][key] for seed in seeds] for runs in (exact, fast)]
             differences = [b - a for a, b in zip(*sides, strict=True)]
             mean, n = fmean(differences), len(seeds)
             error = stdev(differences) / n**0.5 if n > 1 else None
-            ratio = mean / error if error else None
+            ratio = mean / error if error is not None and error > 0 else None
             found = [*map(fmean, sides), mean, error, ratio]
             rows.append(dict(zip(("exact", "fast", "difference", "standard_error", "ratio"), found, strict=True)))
             rows[-1] = {"arch": arch, "number": key} | rows[-1] | {"n": n}
