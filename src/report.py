@@ -185,7 +185,12 @@ def missing(experiments: Sequence[Experiment], records: list[dict[str, Any]], re
         for lack in missing.lacks(experiment, records, recipes, Expected(recipes, experiment))
     ]
     machine = hardware(device)
-    missing.estimate(found, records, machine, lambda config: missing.timed_step(config, build, device))
+
+    def step(config: dict[str, Any]) -> float:
+        print(f"timing training steps of {config['arch']['name']}", file=sys.stderr)
+        return missing.timed_step(config, build, device)
+
+    missing.estimate(found, records, machine, step)
     return missing.listing(found, machine)
 
 

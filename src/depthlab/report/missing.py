@@ -14,6 +14,7 @@ from depthlab.report.recipes import Recipes, epoch_images, overrides
 from depthlab.report.tables import Record, tabulate
 
 STEPS = 3  # timed, after one that is not
+MOST = 2e11  # FLOPs of such a step: fewer images of a large network or batch, whose memory it would take
 Seconds = tuple[float, bool]  # of one training image, on average over a run; whether from finished runs
 
 
@@ -96,14 +97,20 @@ def timed_step(config: dict[str, Any], build: Callable[..., Any], device: Any) -
     FLOPs from its first depth to its mean one."""
     import torch
 
-    from depthlab import growth, records
+    from depthlab import fused, growth, records
     from depthlab.timing import Stopwatch, timed
 
-    data, precision = config["data"], config["trainer"]["precision"]
+    data, trainer = config["data"], config["trainer"]
+    precision = trainer["precision"]
+    with torch.device("meta"):
+        first = records.training_flops(build(config, "arch", num_classes=data["classes"] or 2), data["size"])
+    images = min(data["batch_size"], max(8, int(MOST / first)))
     with torch.device(device):
         net = build(config, "arch", num_classes=data["classes"] or 2).train()
-        x = torch.randn(data["batch_size"], 3, data["size"], data["size"])
-        y = torch.zeros(data["batch_size"], dtype=torch.long)
+        x = torch.randn(images, 3, data["size"], data["size"])
+        y = torch.zeros(images, dtype=torch.long)
+    if fused.switch(trainer["fused"], precision, device.type, trainer["compile"]):  # as the run would
+        net, x = (part.to(memory_format=torch.channels_last) for part in (net, x))
     reduced = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     if precision == "64-true":
         net, x = net.double(), x.double()
@@ -124,7 +131,6 @@ def timed_step(config: dict[str, Any], build: Callable[..., Any], device: Any) -
     if (grow := build(config, "grow")) is not None:
         with torch.device("meta"):
             net = build(config, "arch", num_classes=data["classes"] or 2)
-        first = records.training_flops(net, data["size"])
         seconds *= growth.mean_flops(net, data["size"], grow.run_at, grow.run_epochs) / first
     return seconds
 
