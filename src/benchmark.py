@@ -117,19 +117,17 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             ways[page.conventional(workers)] = stepping(conventional.training(net, batches, device), True)
         for precision in args.precision:
             timed = {precision: Ours(composed(arch, precision, args))}
-            ways[f"{page.OURS} {precision}"] = timed[precision]
+            if args.unfused:
+                timed[f"{precision} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
+            ways |= {f"{page.OURS} {kind}": way for kind, way in timed.items()}
             if precision == "32-true":
                 ways[f"{page.BARE} {precision}"] = stepping(timed[precision].bare(device), False)
             if args.compiled:
                 ways[f"{page.OURS} {precision} compiled"] = Ours(
                     composed(arch, precision, args, "trainer.compile=true")
                 )
-            if args.unfused:
-                timed[f"{precision} unfused"] = Ours(composed(arch, precision, args, "trainer.fused=false"))
-            for kind, way in timed.items():
-                ways[f"{page.OURS} {kind}"] = way
-                if args.profile:
-                    parts |= {f"{page.OURS} {kind}": way, f"{page.BARE} {kind}": way.in_parts(device)}
+            for kind, way in timed.items() if args.profile else ():
+                parts |= {f"{page.OURS} {kind}": way, f"{page.BARE} {kind}": way.in_parts(device)}
         rows += interleaved(ways, args, limit, {"part": "training", "network": arch, "flops_per_image": flops})
         if parts:
             rows += interleaved(parts, args, limit, {"part": "profile", "network": arch})

@@ -103,7 +103,8 @@ def timed_step(config: dict[str, Any], build: Callable[..., Any], device: Any) -
     data, trainer = config["data"], config["trainer"]
     precision = trainer["precision"]
     with torch.device("meta"):
-        first = records.training_flops(build(config, "arch", num_classes=data["classes"] or 2), data["size"])
+        shape = build(config, "arch", num_classes=data["classes"] or 2)
+    first = records.training_flops(shape, data["size"])
     images = min(data["batch_size"], max(8, int(MOST / first)))
     with torch.device(device):
         net = build(config, "arch", num_classes=data["classes"] or 2).train()
@@ -129,9 +130,7 @@ def timed_step(config: dict[str, Any], build: Callable[..., Any], device: Any) -
     timed(steps(), watch, 1, STEPS)
     seconds = watch.measured["seconds"] / (STEPS * len(x))
     if (grow := build(config, "grow")) is not None:
-        with torch.device("meta"):
-            net = build(config, "arch", num_classes=data["classes"] or 2)
-        seconds *= growth.mean_flops(net, data["size"], grow.run_at, grow.run_epochs) / first
+        seconds *= growth.mean_flops(shape, data["size"], grow.run_at, grow.run_epochs) / first
     return seconds
 
 
