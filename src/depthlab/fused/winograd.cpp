@@ -175,23 +175,26 @@ template <bool write, class E> struct Ahead {
 
 // ---- forward
 
+// acc (R, W) += x w^T: R numbers of x at distance `apart`, W vectors of w at distance `next`
+template <int apart, int R, int W> inline void add_product(V (&acc)[R][W], const float* x, const float* w, n64 next) {
+    V v[W];
+#pragma GCC unroll 4
+    for (int j = 0; j < W; j++) v[j] = load(w + j * next);
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+        const float a = x[r * apart];
+#pragma GCC unroll 4
+        for (int j = 0; j < W; j++) acc[r][j] += a * v[j];
+    }
+}
+
 // m (W, R, L) = v (C/L, R, L) u (W, C, L): R tiles, W neighbouring blocks of L outputs; blocks of v and m are `next` apart
 template <int R, int W> inline void multiply(const float* v, const float* u, float* m, n64 C, n64 next, n64 begin) {
     V acc[R][W] = {};
     v += begin / L * next, u += begin * L;
-    for (n64 c = begin; c < std::min(begin + RUN, C); c += L, v += next, u += L * L)
+    for (n64 group = begin; group < std::min(begin + RUN, C); group += L, v += next, u += L * L)
 #pragma GCC unroll 16
-        for (int c = 0; c < L; c++) {
-            V w[W];
-#pragma GCC unroll 4
-            for (int j = 0; j < W; j++) w[j] = load(u + j * C * L + c * L);
-#pragma GCC unroll 32
-            for (int r = 0; r < R; r++) {
-                const float x = v[r * L + c];
-#pragma GCC unroll 4
-                for (int j = 0; j < W; j++) acc[r][j] += x * w[j];
-            }
-        }
+        for (int c = 0; c < L; c++) add_product<L>(acc, v + c, u + c * L, C * L);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -294,17 +297,7 @@ template <int R, int W>
 inline void outer(const float* v, const float* d, float* u, n64 rows, n64 next, n64 K) {
     V acc[R][W] = {};
 #pragma GCC unroll 4
-    for (n64 t = 0; t < rows; t++) {
-        V w[W];
-#pragma GCC unroll 4
-        for (int j = 0; j < W; j++) w[j] = load(d + j * next + t * L);
-#pragma GCC unroll 32
-        for (int r = 0; r < R; r++) {
-            const float x = v[t * L + r];
-#pragma GCC unroll 4
-            for (int j = 0; j < W; j++) acc[r][j] += x * w[j];
-        }
-    }
+    for (n64 t = 0; t < rows; t++) add_product<1>(acc, v + t * L, d + t * L, next);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
