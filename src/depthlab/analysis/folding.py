@@ -125,7 +125,8 @@ class Folded:
                 continue
             w, b = self.folded(step, values)
             names = [node.name for node in (step.node.args[0], step.other) if node is not None]
-            if self.winograd and on_cpu and w.ndim == 4 and kernels.fits(w, *step.options()):
+            fits = w.ndim == 4 and step.options()[0] == [1, 1] and kernels.fits(w, *step.options())
+            if self.winograd and on_cpu and fits:
                 other = None if step.other is None else step.other.name
                 chain.append(Convolution(names[0], w, b, other, step.relu, step.out))
                 gone += dead

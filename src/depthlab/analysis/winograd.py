@@ -23,9 +23,6 @@ class Convolution:
     relu: bool
     out: str
 
-    def __post_init__(self) -> None:
-        self.u = winograd.transformed(self.w, M)
-
 
 class Chain:
     """Convolutions one after the other, a few images at a time, so that what lies between them stays in the cache.
@@ -80,7 +77,9 @@ class Chain:
         for layer in self.layers:
             pointers = [pointer(name) for name in (layer.x, layer.other, layer.out)]
             shared = [name in given for name in (layer.x, layer.other, layer.out)]
-            pointers += cpu.pointers(layer.u, layer.bias)
-            raw.append(winograd.Layer(*pointers, H, W, *layer.w.shape[1::-1], layer.relu, M, False, tuple(shared)))
+            sizes = (H, W, H, W, *layer.w.shape[1::-1], M, False, False, layer.relu)
+            raw.append(
+                winograd.Layer(*pointers, *cpu.pointers(layer.w, layer.bias), *sizes, tuple(shared), layer.w.stride())
+            )
         winograd.run(raw, B, batch)
         return tuple(given[name] for name in self.outputs)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from depthlab.architectures.init import initialise
 from depthlab.architectures.resnet import Subsample, channels
 from depthlab.equivalence import id_entries
-from depthlab.fused import Conv2d
+from depthlab.fused import Conv2d, conv_act
 
 
 class Layer(nn.Module):
@@ -51,8 +51,9 @@ class Layer(nn.Module):
         return self.conv(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.residual(x)
-        return F.relu(y if self.shortcut is None else torch.add(self.shortcut(x), y, alpha=self.step_size))
+        if self.shortcut is None:
+            return conv_act(self.conv, x)
+        return F.relu(torch.add(self.shortcut(x), self.residual(x), alpha=self.step_size))
 
 
 class SimpleNet(nn.Module):

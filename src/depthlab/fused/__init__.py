@@ -20,10 +20,10 @@ import torch
 
 from depthlab.fused.batch_norm import act_bn, bn_act
 from depthlab.fused.cpu import enable, enabled
-from depthlab.fused.winograd import Conv2d
+from depthlab.fused.winograd import Conv2d, conv_act
 from depthlab.problem import Problem
 
-__all__ = ["Conv2d", "act_bn", "bn_act", "enable", "enabled", "switch"]
+__all__ = ["Conv2d", "act_bn", "bn_act", "conv_act", "enable", "enabled", "switch"]
 
 
 def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as everywhere
 
 from depthlab.fused import cpu
 
@@ -49,7 +48,7 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
         and bn.weight is not None
         and cpu.floats(bn.weight, bn.bias, bn.running_mean, bn.running_var)
         and (residual is None or like(residual, x))
-        and not hooked(bn)
+        and not cpu.hooked(bn)
     )
 
 
@@ -65,13 +64,6 @@ def layout(x: Tensor) -> tuple[int, int] | None:
 def like(residual: Tensor, x: Tensor) -> bool:
     same = type(residual) is Tensor and residual.shape == x.shape and residual.dtype == x.dtype
     return same and residual.stride() == x.stride()
-
-
-def hooked(bn: nn.Module) -> bool:
-    return any((bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)) or any(
-        (everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks,
-         everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks)
-    )  # fmt: skip
 
 
 def fused(

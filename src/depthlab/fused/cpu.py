@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as everywhere
 
 HERE = Path(__file__).parent
 # No -ffast-math: NaN must stay NaN, and the order of sums is ours. -fopenmp finds the runtime that torch has loaded.
@@ -145,6 +146,14 @@ def floats(*tensors: Tensor | None) -> bool:
     return all(
         t.device.type == "cpu" and t.dtype == torch.float32 and (t.dim() > 1 or t.is_contiguous()) for t in given
     )
+
+
+def hooked(module: nn.Module) -> bool:
+    here = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(here) or any(
+        (everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks,
+         everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks)
+    )  # fmt: skip
 
 
 def pointers(*tensors: Tensor | None) -> list[int | None]:

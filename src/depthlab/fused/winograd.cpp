@@ -1,164 +1,59 @@
-// 3x3 convolutions of stride 1 and padding 1, and their gradients, by Winograd's F(m x m, 3x3), m = 2 or 4: 2.25 or 4
-// times fewer multiplications (Lavin & Gray 2016). Compiled and called by winograd.py; no header of PyTorch.
+// 3x3 convolutions with padding 1, and their gradients: those of stride 1 by Winograd's F(m x m, 3x3), m = 2 or 4, with
+// 2.25 or 4 times fewer multiplications (Lavin & Gray 2016), those of stride 2 as they stand. Compiled and called by
+// winograd.py; no header of PyTorch.
 //
-//   Y  = A^T [ U . (B^T x B) ] A              per m x m output tile from its (m+2) x (m+2) inputs; "." sums over channels
+//   Y  = A^T [ U . (B^T x B) ] A              per m x m output tile from its inputs (tiles.h); "." sums over channels
 //   U  = G w G^T                              dx is the same with w turned around and its channels swapped
 //   dw = G^T [ sum (B^T x B) (A dy A^T) ] G   over all tiles
 //
-// x, y (N, H, W, C or K) float or bf16, channels last, C and K multiples of 16; everything between is float. A block of
-// tiles goes through all three stages while it is in the cache, and in a chain a few images go through several layers.
+// x, y (N, H, W, C or K) float or bf16, channels last, C and K multiples of 16; everything between is float, but for what
+// is multiplied for gradients of bf16. A block of tiles goes through all three stages while it is in the cache, and in a
+// chain a few images go through several layers.
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <type_traits>
 
-#include "vectors.h"
+#include "tiles.h"
 
 namespace {
 
 constexpr int RUN = 32;  // channels that are summed one after the other: sums of sums round less
+constexpr n64 CHUNK = 1 << 16;  // numbers of dy that are masked and used at once
 constexpr int SUMS = L == 16 ? 24 : 12;  // registers that sums are kept in
-typedef int64_t n64;
-
-// ---- the transforms of one row or column: elements of `d` at distance S, of `o` at distance T
-
-template <int m> struct Tile;
-
-template <> struct Tile<2> {
-    static constexpr int n = 4;
-    static constexpr float G[4][3] = {{1, 0, 0}, {.5f, .5f, .5f}, {.5f, -.5f, .5f}, {0, 0, 1}};
-
-    static void input(const V* d, int s, V* o) {  // B^T d
-        o[0] = d[0] - d[2 * s];
-        o[1] = d[s] + d[2 * s];
-        o[2] = d[2 * s] - d[s];
-        o[3] = d[s] - d[3 * s];
-    }
-    static void output(const V* d, int s, V* o) {  // A^T d
-        o[0] = d[0] + d[s] + d[2 * s];
-        o[1] = d[s] - d[2 * s] - d[3 * s];
-    }
-    static void spread(const V* d, int s, V* o) {  // A d
-        o[0] = d[0];
-        o[1] = d[0] + d[s];
-        o[2] = d[0] - d[s];
-        o[3] = -d[s];
-    }
-};
-
-template <> struct Tile<4> {
-    static constexpr int n = 6;
-    static constexpr float G[6][3] = {{1 / 4.f, 0, 0},
-                                      {-1 / 6.f, -1 / 6.f, -1 / 6.f},
-                                      {-1 / 6.f, 1 / 6.f, -1 / 6.f},
-                                      {1 / 24.f, 1 / 12.f, 1 / 6.f},
-                                      {1 / 24.f, -1 / 12.f, 1 / 6.f},
-                                      {0, 0, 1}};
-
-    static void input(const V* d, int s, V* o) {
-        const V a = d[4 * s] - 4 * d[2 * s], b = d[3 * s] - 4 * d[s];
-        const V c = d[4 * s] - d[2 * s], e = 2 * (d[3 * s] - d[s]);
-        o[0] = 4 * d[0] - 5 * d[2 * s] + d[4 * s];
-        o[1] = a + b;
-        o[2] = a - b;
-        o[3] = c + e;
-        o[4] = c - e;
-        o[5] = 4 * d[s] - 5 * d[3 * s] + d[5 * s];
-    }
-    static void output(const V* d, int s, V* o) {
-        const V a = d[s] + d[2 * s], b = d[s] - d[2 * s], c = d[3 * s] + d[4 * s], e = d[3 * s] - d[4 * s];
-        o[0] = d[0] + a + c;
-        o[1] = b + 2 * e;
-        o[2] = a + 4 * c;
-        o[3] = b + 8 * e + d[5 * s];
-    }
-    static void spread(const V* d, int s, V* o) {
-        const V a = d[0] + d[2 * s], b = d[s] + d[3 * s], c = d[0] + 4 * d[2 * s], e = 2 * d[s] + 8 * d[3 * s];
-        o[0] = d[0];
-        o[1] = a + b;
-        o[2] = a - b;
-        o[3] = c + e;
-        o[4] = c - e;
-        o[5] = d[3 * s];
-    }
-};
 
 // A block of transformed tiles lies as (C/L, points, ROWS, L): whatever is read or written together is a constant apart.
 // One row more than tiles: or all points of a tile would lie in a few sets of the first-level cache.
 constexpr int BLOCK = 48, ROWS = BLOCK + 1, APART = ROWS * L;
 
-// Rows [first, first + count) of M^T d M, n numbers of each, APART floats apart from `to`; d is from x from numbers
-template <int from, int n, int first, int count, class Transform>
-inline void both(const V* d, Transform transform, float* to) {
-    V half[count * from];
-#pragma GCC unroll 8
-    for (int b = 0; b < from; b++) {
-        V column[n];
-        transform(d + b, from, column);
-#pragma GCC unroll 8
-        for (int a = 0; a < count; a++) half[a * from + b] = column[first + a];
-    }
-#pragma GCC unroll 8
-    for (int a = 0; a < count; a++) {
-        V row[n];
-        transform(half + a * from, 1, row);
-#pragma GCC unroll 8
-        for (int b = 0; b < n; b++) store(to + (a * n + b) * APART, row[b]);
-    }
+// What is multiplied is float, or, where gradients of bf16 may be (PAIRS), pairs of bf16 in the place of a float: the
+// processor adds both products to a float. A pair are two channels that are summed over, or two tiles.
+#ifdef __AVX512BF16__
+constexpr bool PAIRS = true;
+inline V product(V sum, float a, V b, std::true_type) {
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+}
+inline V pair(V a, V b) {
+    typedef uint16_t HH __attribute__((vector_size(4 * L)));
+    constexpr HH order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (V)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+}
+#else
+constexpr bool PAIRS = false;
+inline V pair(V a, V) { return a; }
+#endif
+inline V product(V sum, float a, V b, std::false_type) { return sum + a * b; }
+
+// The inputs of a tile of outputs
+template <class T, class E, class Body>
+inline void each_tile(const Cut<T::m>& cut, const E* x, n64 H, n64 W, n64 C, Body body) {
+    each_group<T::inputs>(x, cut.image, cut.row * T::step - T::border, cut.column * T::step - T::border, H, W, C, body);
 }
 
-// N images cut into tiles of m x m, and a walk over them
-template <int m> struct Cut {
-    n64 H, W, image = 0, i = 0, j = 0;  // i, j: the first pixel of the tile
-
-    Cut(n64 H, n64 W) : H(H), W(W) {}
-    n64 tiles(n64 N) const { return N * ((H + m - 1) / m) * ((W + m - 1) / m); }
-    Cut at(n64 tile) const {
-        Cut to = *this;
-        const n64 in_row = (W + m - 1) / m, in_image = tiles(1);
-        to.image = tile / in_image, to.i = tile % in_image / in_row * m, to.j = tile % in_row * m;
-        return to;
-    }
-    void next() {
-        if ((j += m) < W) return;
-        j = 0;
-        if ((i += m) < H) return;
-        i = 0;
-        image++;
-    }
-};
-
-// `size` x `size` pixels of C channels of x with the tile in the middle, zeros outside, as vectors of the channels from c
-// on to body(vectors, c)
-template <int m, int size, class E, class Body>
-inline void each_group(const Cut<m>& cut, const E* x, n64 C, Body body) {
-    static const E nothing[L] = {};
-    constexpr int border = (size - m) / 2;
-    const n64 i = cut.i - border, j = cut.j - border;
-    const E* corner = x + ((cut.image * cut.H + i) * cut.W + j) * C;
-    const bool inside = i >= 0 && j >= 0 && i + size <= cut.H && j + size <= cut.W;
-    bool in_row[size], in_column[size];
-    for (int a = 0; a < size; a++) {
-        in_row[a] = i + a >= 0 && i + a < cut.H;
-        in_column[a] = j + a >= 0 && j + a < cut.W;
-    }
-    for (n64 c = 0; c < C; c += L) {
-        V d[size * size];
-        if (inside)
-#pragma GCC unroll 8
-            for (int a = 0; a < size; a++)
-#pragma GCC unroll 8
-                for (int b = 0; b < size; b++) d[a * size + b] = load(corner + (a * cut.W + b) * C + c);
-        else
-#pragma GCC unroll 8
-            for (int a = 0; a < size; a++)
-#pragma GCC unroll 8
-                for (int b = 0; b < size; b++)
-                    d[a * size + b] = load(in_row[a] && in_column[b] ? corner + (a * cut.W + b) * C + c : nothing);
-        body(d, c);
-    }
-}
+// ---- forward
 
 // Pixels that block after block of tiles takes, fetched into the cache a part at a time while products are made
 template <bool write, class E> struct Ahead {
@@ -173,10 +68,9 @@ template <bool write, class E> struct Ahead {
     }
 };
 
-// ---- forward
-
 // acc (R, W) += x w^T: R numbers of x at distance `apart`, W vectors of w at distance `next`
-template <int apart, int R, int W> inline void add_product(V (&acc)[R][W], const float* x, const float* w, n64 next) {
+template <bool pairs, int apart, int R, int W>
+inline void add_product(V (&acc)[R][W], const float* x, const float* w, n64 next) {
     V v[W];
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) v[j] = load(w + j * next);
@@ -184,94 +78,125 @@ template <int apart, int R, int W> inline void add_product(V (&acc)[R][W], const
     for (int r = 0; r < R; r++) {
         const float a = x[r * apart];
 #pragma GCC unroll 4
-        for (int j = 0; j < W; j++) acc[r][j] += a * v[j];
+        for (int j = 0; j < W; j++) acc[r][j] = product(acc[r][j], a, v[j], std::bool_constant<pairs>());
     }
 }
 
-// m (W, R, L) = v (C/L, R, L) u (W, C, L): R tiles, W neighbouring blocks of L outputs; blocks of v and m are `next` apart
-template <int R, int W> inline void multiply(const float* v, const float* u, float* m, n64 C, n64 next, n64 begin) {
+// m (W, R, L) = v (C/S, R, S) u (W, C, L): R tiles, W neighbouring blocks of L outputs; `vs` and `ms` between blocks.
+// C counts pairs, where it is pairs; S is a row of v.
+template <bool pairs, int R, int W>
+inline void multiply(const float* v, const float* u, float* m, n64 C, n64 vs, n64 ms, n64 begin, n64 end) {
+    constexpr int S = pairs ? L / 2 : L;
     V acc[R][W] = {};
-    v += begin / L * next, u += begin * L;
-    for (n64 group = begin; group < std::min(begin + RUN, C); group += L, v += next, u += L * L)
+    v += begin / S * vs, u += begin * L;
+    for (n64 c = begin; c < end; c += S, v += vs, u += S * L)
 #pragma GCC unroll 16
-        for (int c = 0; c < L; c++) add_product<L>(acc, v + c, u + c * L, C * L);
+        for (int i = 0; i < S; i++) add_product<pairs, S>(acc, v + i, u + i * L, C * L);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++) {
-            float* to = m + j * next + r * L;
+            float* to = m + j * ms + r * L;
             store(to, begin ? load(to) + acc[r][j] : acc[r][j]);
         }
 }
 
-template <int W> void multiply_all(const float* v, const float* u, float* m, n64 rows, n64 C, n64 next) {
-    constexpr int R = SUMS / (W + 1) / 4 * 4;
-    for (n64 c = 0; c < C; c += RUN) {
+template <bool pairs, int W>
+void multiply_all(const float* v, const float* u, float* m, n64 rows, n64 C, n64 vs, n64 ms) {
+    constexpr int R = SUMS / (W + 1) / 4 * 4, S = pairs ? L / 2 : L;
+    const n64 run = pairs ? C : RUN;
+    for (n64 c = 0; c < C; c += run) {
+        const n64 end = std::min(c + run, C);
         n64 r = 0;
-        for (; r + R <= rows; r += R) multiply<R, W>(v + r * L, u, m + r * L, C, next, c);
-        for (; r + 4 <= rows; r += 4) multiply<4, W>(v + r * L, u, m + r * L, C, next, c);
-        for (; r < rows; r++) multiply<1, W>(v + r * L, u, m + r * L, C, next, c);
+        for (; r + R <= rows; r += R) multiply<pairs, R, W>(v + r * S, u, m + r * L, C, vs, ms, c, end);
+        for (; r + 4 <= rows; r += 4) multiply<pairs, 4, W>(v + r * S, u, m + r * L, C, vs, ms, c, end);
+        for (; r < rows; r++) multiply<pairs, 1, W>(v + r * S, u, m + r * L, C, vs, ms, c, end);
     }
 }
 
-struct Layer {  // y = [relu](conv + bias [+ other])
+struct Layer {  // y = [relu](conv + bias [+ other]), or dx of dy
     const void *x, *other;
     void* y;
-    const float *u, *bias;  // u (n n, K/L, C, L)
-    n64 H, W, C, K, relu, m, half;
+    const float *w, *bias;
+    n64 H, W, P, Q, C, K;  // x (N, H, W, C), y (N, P, Q, K)
+    n64 m, half, turned, relu;  // m = 1: of stride 2. half: bf16. turned: dx
     n64 shared[3];  // whether x, other, y hold all images, or a thread's batch each, used again and again
+    n64 strides[4];  // of w: of y's channel, x's channel, row, column
 
     n64 points() const { return (m + 2) * (m + 2); }
+    n64 kernel() const { return points() * C * K; }  // floats for U
     n64 work() const { return points() * ROWS * (C + K); }
 };
 
-// `count` images through one layer; work holds l.work() floats
-template <int m, class E>
-void convolve(const Layer& l, const E* x, const E* other, E* y, n64 N, float* work) {
-    constexpr int n = Tile<m>::n, points = n * n, next = points * APART;
-    const n64 C = l.C, K = l.K, tiles = Cut<m>(l.H, l.W).tiles(N);
-    Cut<m> in(l.H, l.W), out = in;
+// f with the tile, the type of x and y, and whether pairs are multiplied
+template <class F> void choose(n64 m, n64 half, n64 turned, F f) {
+    using Yes = std::bool_constant<PAIRS>;
+    using No = std::false_type;
+    if (m == 2)
+        f(Winograd<2>(), float(), No());
+    else if (m == 4 && !half)
+        f(Winograd<4>(), float(), No());
+    else if (m == 4)
+        turned ? f(Winograd<4>(), bf16(), Yes()) : f(Winograd<4>(), bf16(), No());
+    else if (half)
+        turned ? f(Spreading(), bf16(), Yes()) : f(Strided(), bf16(), Yes());
+    else
+        turned ? f(Spreading(), float(), No()) : f(Strided(), float(), No());
+}
+
+// `count` images through one layer; u holds U, work l.work() floats
+template <class T, class E, bool pairs>
+void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, n64 N, float* work) {
+    constexpr int n = T::n, m = T::m, points = n * n, S = pairs ? L / 2 : L, vs = points * ROWS * S, ms = points * APART;
+    const n64 C = l.C, K = l.K;
+    Cut<m> in(l.P, l.Q), out = in;
+    const n64 tiles = in.tiles(N), from_x = BLOCK * T::step * T::step * C, to_y = BLOCK * m * m * K;
     float *v = work, *p = v + points * ROWS * C;
     for (n64 first = 0; first < tiles; first += BLOCK) {
         const n64 count = std::min<n64>(BLOCK, tiles - first);
         for (n64 t = 0; t < count; t++, in.next())
-            each_group<m, n>(in, x, C, [&](const V* d, n64 c) {
-                both<n, n, 0, n>(d, Tile<m>::input, v + c / L * next + t * L);
+            each_tile<T>(in, x, l.H, l.W, C, [&](const V* d, n64 c) {
+                float* to = v + c / L * vs + t * S;
+                both<T::inputs, n, 0, n>(d, T::input, [=](int q, V values) {
+                    using Number = std::conditional_t<pairs, bf16, float>;
+                    store(reinterpret_cast<Number*>(to + q * ROWS * S), values);
+                });
             });
-        const n64 pixels = BLOCK * m * m;
-        Ahead<false, E> coming(x + (first + BLOCK) * m * m * C, pixels * C, points);
-        Ahead<true, E> leaving(y + first * m * m * K, pixels * K, points);
+        Ahead<false, E> coming(x + (first / BLOCK + 1) * from_x, from_x, points);
+        Ahead<true, E> leaving(y + first / BLOCK * to_y, to_y, points);
         for (int q = 0; q < points; q++) {
             coming.fetch(), leaving.fetch();
-            const float *u = l.u + q * C * K, *from = v + q * APART;
+            const n64 summed = C * S / L;
+            const float *uq = u + q * summed * K, *from = v + q * ROWS * S;
             float* to = p + q * APART;
             n64 k = 0;
-            for (; k + 2 * L <= K; k += 2 * L) multiply_all<2>(from, u + k * C, to + k / L * next, count, C, next);
-            if (k < K) multiply_all<1>(from, u + k * C, to + k / L * next, count, C, next);
+            for (; k + 2 * L <= K; k += 2 * L)
+                multiply_all<pairs, 2>(from, uq + k * summed, to + k / L * ms, count, summed, vs, ms);
+            if (k < K) multiply_all<pairs, 1>(from, uq + k * summed, to + k / L * ms, count, summed, vs, ms);
         }
         for (n64 t = 0; t < count; t++, out.next())
-            for (n64 k = 0; k < K; k += L) {
-                const float* from = p + k / L * next + t * L;
+            for (n64 k = 0, i = out.row * m, j = out.column * m; k < K; k += L) {
+                const float* from = p + k / L * ms + t * L;
                 V half[m * n];
 #pragma GCC unroll 8
                 for (int b = 0; b < n; b++) {
                     V d[n], column[m];
 #pragma GCC unroll 8
                     for (int a = 0; a < n; a++) d[a] = load(from + (a * n + b) * APART);
-                    Tile<m>::output(d, 1, column);
+                    T::output(d, 1, column);
 #pragma GCC unroll 8
                     for (int a = 0; a < m; a++) half[a * n + b] = column[a];
                 }
                 const V bias = l.bias ? load(l.bias + k) : V{};
 #pragma GCC unroll 8
                 for (int a = 0; a < m; a++) {
-                    if (out.i + a >= l.H) break;
+                    if (i + a >= l.P) break;
                     V row[m];
-                    Tile<m>::output(half + a * n, 1, row);
-                    const n64 at = ((out.image * l.H + out.i + a) * l.W + out.j) * K + k;
+                    T::output(half + a * n, 1, row);
+                    const n64 at = ((out.image * l.P + i + a) * l.Q + j) * K + k;
 #pragma GCC unroll 8
                     for (int b = 0; b < m; b++) {
-                        if (out.j + b >= l.W) break;
+                        if (j + b >= l.Q) break;
                         V o = row[b] + bias;
                         if (other) o += load(other + at + b * K);
                         if (l.relu) o = relu(o);
@@ -282,22 +207,26 @@ void convolve(const Layer& l, const E* x, const E* other, E* y, n64 N, float* wo
     }
 }
 
-template <int m, class E>
-void layer(const Layer& l, n64 own, n64 at, n64 count, float* work) {
-    const n64 in = l.H * l.W * l.C, out = l.H * l.W * l.K;
-    const E *x = static_cast<const E*>(l.x), *other = static_cast<const E*>(l.other);
-    convolve<m, E>(l, x + (l.shared[0] ? at : own) * in, other ? other + (l.shared[1] ? at : own) * out : nullptr,
-                   static_cast<E*>(l.y) + (l.shared[2] ? at : own) * out, count, work);
+// Images [at, at + count) through a layer; where they are not shared, they are from `own` on
+void through(const Layer& l, const float* u, n64 own, n64 at, n64 count, float* work) {
+    const n64 in = l.H * l.W * l.C, out = l.P * l.Q * l.K;
+    choose(l.m, l.half, l.turned, [&](auto tile, auto e, auto pairs) {
+        using E = decltype(e);
+        const E *x = static_cast<const E*>(l.x), *other = static_cast<const E*>(l.other);
+        convolve<decltype(tile), E, pairs>(l, u, x + (l.shared[0] ? at : own) * in,
+                                           other ? other + (l.shared[1] ? at : own) * out : nullptr,
+                                           static_cast<E*>(l.y) + (l.shared[2] ? at : own) * out, count, work);
+    });
 }
 
 // ---- the gradient of w
 
 // u (R, W, L) at stride K += v^T (R, rows) d (W, rows, L), rows of v and d L apart, blocks of d `next`
-template <int R, int W>
+template <bool pairs, int R, int W>
 inline void outer(const float* v, const float* d, float* u, n64 rows, n64 next, n64 K) {
     V acc[R][W] = {};
 #pragma GCC unroll 4
-    for (n64 t = 0; t < rows; t++) add_product<1>(acc, v + t * L, d + t * L, next);
+    for (n64 t = 0; t < rows; t++) add_product<pairs, 1>(acc, v + t * L, d + t * L, next);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -307,7 +236,7 @@ inline void outer(const float* v, const float* d, float* u, n64 rows, n64 next, 
 struct Weight {
     const void *x, *dy;
     float *dw, *db;  // dw at `strides` of k, c, row, column; db (K,) or null
-    n64 N, H, W, C, K, m, half;
+    n64 N, H, W, P, Q, C, K, m, half;
     n64 strides[4];
 
     n64 rows() const { return C * K <= 64 * 64 ? m + 2 : 1; }  // of the transformed kernel at once: it stays in the cache
@@ -316,21 +245,33 @@ struct Weight {
 };
 
 // Tiles [begin, end): rows [first, first + count) of sum (B^T x B) (A dy A^T) added to u (count n, C, K); bias += dy
-template <int m, class E, int first, int count>
+template <class T, class E, int first, int count>
 void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* bias) {
-    constexpr int n = Tile<m>::n, next = count * n * APART;
+    constexpr bool pairs = PAIRS && std::is_same_v<E, bf16>;
+    constexpr int n = T::n, m = T::m, next = count * n * APART, tiles = pairs ? 2 : 1;
     const n64 C = w.C, K = w.K;
-    Cut<m> cut = Cut<m>(w.H, w.W).at(begin);
+    Cut<m> cut = Cut<m>(w.P, w.Q).at(begin);
+    constexpr n64 x_pixels = BLOCK * tiles * T::step * T::step, y_pixels = BLOCK * tiles * m * m;
     const E *x = static_cast<const E*>(w.x), *dy = static_cast<const E*>(w.dy);
+    const E* from_x = x + begin * T::step * T::step * C;  // about
+    const E* from_dy = dy + begin * m * m * K;
     float *v = work, *d = v + C / L * next;
-    for (n64 start = begin; start < end; start += BLOCK) {
-        const n64 length = std::min<n64>(BLOCK, end - start);
+    for (n64 start = begin; start < end; start += BLOCK * tiles) {
+        const n64 length = std::min<n64>(BLOCK * tiles, end - start), rows = (length + tiles - 1) / tiles;
         for (n64 t = 0; t < length; t++, cut.next()) {
-            each_group<m, n>(cut, x, C, [&](const V* e, n64 c) {
-                both<n, n, first, count>(e, Tile<m>::input, v + c / L * next + t * L);
+            const bool second = t % tiles, last = t + 1 == length;
+            const auto put = [=](float* block) {
+                return [=, to = block + t / tiles * L](int q, V values) {
+                    float* row = to + q * APART;
+                    if constexpr (pairs) if (second || last) values = second ? pair(load(row), values) : pair(values, V{});
+                    store(row, values);
+                };
+            };
+            each_tile<T>(cut, x, w.H, w.W, C, [&](const V* e, n64 c) {
+                both<T::inputs, n, first, count>(e, T::input, put(v + c / L * next));
             });
-            each_group<m, m>(cut, dy, K, [&](const V* e, n64 k) {
-                both<m, n, first, count>(e, Tile<m>::spread, d + k / L * next + t * L);
+            each_group<m>(dy, cut.image, cut.row * m, cut.column * m, w.P, w.Q, K, [&](const V* e, n64 k) {
+                both<m, n, first, count>(e, T::spread, put(d + k / L * next));
                 if (bias) {
                     V sum = {};
                     for (int i = 0; i < m * m; i++) sum += e[i];
@@ -338,9 +279,9 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
                 }
             });
         }
-        const n64 pixels = BLOCK * m * m;
-        Ahead<false, E> next_x(x + (start + BLOCK) * m * m * C, pixels * C, count * n);
-        Ahead<false, E> next_dy(dy + (start + BLOCK) * m * m * K, pixels * K, count * n);
+        const n64 block = (start - begin) / (BLOCK * tiles) + 1;
+        Ahead<false, E> next_x(from_x + block * x_pixels * C, x_pixels * C, count * n);
+        Ahead<false, E> next_dy(from_dy + block * y_pixels * K, y_pixels * K, count * n);
         for (int q = 0; q < count * n; q++) {
             next_x.fetch(), next_dy.fetch();
             for (n64 c = 0; c < C; c += 8) {
@@ -349,36 +290,36 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
                 n64 k = 0;
                 for (; k + 2 * L <= K; k += 2 * L, dq += 2 * next)
                     if constexpr (SUMS >= 24) {
-                        outer<8, 2>(vq, dq, to + k, length, next, K);
+                        outer<pairs, 8, 2>(vq, dq, to + k, rows, next, K);
                     } else {
-                        outer<4, 2>(vq, dq, to + k, length, next, K);
-                        outer<4, 2>(vq + 4, dq, to + 4 * K + k, length, next, K);
+                        outer<pairs, 4, 2>(vq, dq, to + k, rows, next, K);
+                        outer<pairs, 4, 2>(vq + 4, dq, to + 4 * K + k, rows, next, K);
                     }
-                if (k < K) outer<8, 1>(vq, dq, to + k, length, next, K);
+                if (k < K) outer<pairs, 8, 1>(vq, dq, to + k, rows, next, K);
             }
         }
     }
 }
 
-template <int m, class E, int first>
+template <class T, class E, int first>
 void gather_from(const Weight& w, n64 row, n64 begin, n64 end, float* work, float* u, double* bias) {
     if (w.rows() > 1)
-        gather<m, E, 0, m + 2>(w, begin, end, work, u, bias);
+        gather<T, E, 0, T::n>(w, begin, end, work, u, bias);
     else if (row == first)
-        gather<m, E, first, 1>(w, begin, end, work, u, bias);
-    else if constexpr (first + 1 < m + 2)
-        gather_from<m, E, first + 1>(w, row, begin, end, work, u, bias);
+        gather<T, E, first, 1>(w, begin, end, work, u, bias);
+    else if constexpr (first + 1 < T::n)
+        gather_from<T, E, first + 1>(w, row, begin, end, work, u, bias);
 }
 
 // A thread's part of the gradient of w; work: `all` times w.work() floats, sum (9, C, K), bias (all, K), zero
-template <int m, class E>
+template <class T, class E>
 void weight(const Weight& w, int me, int all, float* work, float* sum, double* bias) {
-    constexpr int n = Tile<m>::n;
-    const n64 C = w.C, K = w.K, tiles = Cut<m>(w.H, w.W).tiles(w.N), room = w.work(), rows = w.rows();
+    constexpr int n = T::n;
+    const n64 C = w.C, K = w.K, tiles = Cut<T::m>(w.P, w.Q).tiles(w.N), room = w.work(), rows = w.rows();
     float* own = work + me * room;
     for (n64 row = 0; row < n; row += rows) {
         std::fill(own, own + w.points() * C * K, 0.f);
-        gather_from<m, E, 0>(w, row, tiles * me / all, tiles * (me + 1) / all, own + w.points() * C * K, own,
+        gather_from<T, E, 0>(w, row, tiles * me / all, tiles * (me + 1) / all, own + w.points() * C * K, own,
                              w.db && row == 0 ? bias + me * K : nullptr);
 #pragma omp barrier
 #pragma omp for
@@ -389,12 +330,12 @@ void weight(const Weight& w, int me, int all, float* work, float* sum, double* b
                     for (int b = 0; b < n; b++) {
                         V u = {};
                         for (int i = 0; i < all; i++) u += load(work + i * room + ((a * n + b) * C + c) * K + k);
-                        for (int j = 0; j < 3; j++) right[j] += u * Tile<m>::G[b][j];
+                        for (int j = 0; j < 3; j++) right[j] += u * T::G[b][j];
                     }
                     for (int i = 0; i < 3; i++)
                         for (int j = 0; j < 3; j++) {
                             float* to = sum + ((3 * i + j) * C + c) * K + k;
-                            store(to, load(to) + Tile<m>::G[row + a][i] * right[j]);
+                            store(to, load(to) + T::G[row + a][i] * right[j]);
                         }
                 }
                 if (row + rows == n)
@@ -412,99 +353,112 @@ void weight(const Weight& w, int me, int all, float* work, float* sum, double* b
         }
 }
 
-// ---- U = G w G^T of the inputs [c, c + L) and the output k
+// ---- U = G w G^T, (points, K/L, C, L)
 
-template <int m>
-void kernel_group(const float* w, const n64* stride, bool turned, n64 c, n64 k, V* out) {
-    constexpr int n = Tile<m>::n;
-    V right[3][n] = {};
+template <class T> void kernel_group(const float* w, const n64* stride, V* u) {  // of L neighbouring outputs
+    V right[3][T::n] = {};
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) {
+            const float* at = w + i * stride[2] + j * stride[3];
             V v;
-            const float* at = w + k * stride[0] + c * stride[1] + (turned ? 2 - i : i) * stride[2] +
-                              (turned ? 2 - j : j) * stride[3];
-            if (stride[1] == 1)
+            if (stride[0] == 1)
                 v = load(at);
             else
-                for (int l = 0; l < L; l++) v[l] = at[l * stride[1]];
-            for (int b = 0; b < n; b++) right[i][b] += v * Tile<m>::G[b][j];
+                for (int l = 0; l < L; l++) v[l] = at[l * stride[0]];
+            for (int b = 0; b < T::n; b++) right[i][b] += v * T::G[b][j];
         }
-    for (int a = 0; a < n; a++)
-        for (int b = 0; b < n; b++) {
-            V v = {};
-            for (int i = 0; i < 3; i++) v += right[i][b] * Tile<m>::G[a][i];
-            out[a * n + b] = v;
+    for (int a = 0; a < T::n; a++)
+        for (int b = 0; b < T::n; b++) {
+            u[a * T::n + b] = V{};
+            for (int i = 0; i < 3; i++) u[a * T::n + b] += right[i][b] * T::G[a][i];
         }
 }
 
-template <int m>
-void kernel(const float* w, const n64* stride, n64 C, n64 K, bool turned, float* u, int threads) {
-    constexpr int points = Tile<m>::n * Tile<m>::n;
-#pragma omp parallel for num_threads(threads) if (C * K > 128 * 128)
-    for (n64 k = 0; k < K; k++)
-        for (n64 c = 0; c < C; c += L) {
-            V out[points];
-            kernel_group<m>(w, stride, turned, c, k, out);
+// In a parallel region; pairs are of inputs
+template <class T, bool pairs> void kernel(const Layer& l, float* u) {
+    constexpr int points = T::n * T::n, inputs = pairs ? 2 : 1;
+    const n64 C = l.C / inputs, *s = l.strides;
+#pragma omp for collapse(2)
+    for (n64 k = 0; k < l.K / L; k++)
+        for (n64 c = 0; c < C; c++) {
+            V group[inputs][points];
+            for (int i = 0; i < inputs; i++)
+                kernel_group<T>(l.w + k * L * s[0] + (c * inputs + i) * s[1], s, group[i]);
             for (int q = 0; q < points; q++)
-                if (turned)  // u (points, C/L, K, L)
-                    store(u + ((q * (C / L) + c / L) * K + k) * L, out[q]);
-                else  // u (points, K/L, C, L)
-                    for (int i = 0; i < L; i++) u[((q * (K / L) + k / L) * C + c + i) * L + k % L] = out[q][i];
+                store(u + ((q * (l.K / L) + k) * C + c) * L, pairs ? pair(group[0][q], group[inputs - 1][q]) : group[0][q]);
         }
 }
+
+void transform(const Layer& l, float* u) {
+    choose(l.m, l.half, l.turned, [&](auto tile, auto, auto pairs) { kernel<decltype(tile), pairs>(l, u); });
+}
+
+// dy where y > 0, else 0
+template <class E> void mask(const E* dy, const E* y, E* to, n64 count) {
+    for (n64 i = 0; i < count; i += L) store(to + i, zero_where(load(y + i) <= 0.f, load(dy + i)));
+}
+
+float* floats(n64 count) { return static_cast<float*>(std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)); }
 
 }  // namespace
 
-// w at `stride`s of k, c, row, column; u as Layer has it, for dx if `turned`
-extern "C" void depthlab_winograd_kernel(const float* w, const n64* stride, n64 C, n64 K, n64 m, int turned, float* u,
-                                         int threads) {
-    (m == 2 ? kernel<2> : kernel<4>)(w, stride, C, K, turned, u, threads);
-}
-
-static void through(const Layer& l, n64 own, n64 at, n64 count, float* work) {
-    const auto run = l.m == 2 ? l.half ? layer<2, bf16> : layer<2, float> : l.half ? layer<4, bf16> : layer<4, float>;
-    run(l, own, at, count, work);
-}
-
-static float* floats(n64 count) { return static_cast<float*>(std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)); }
-
 // N images through `count` layers, `batch` at a time: what lies between two layers stays in the cache
 extern "C" void depthlab_winograd(const Layer* layers, n64 count, n64 N, n64 batch, int threads) {
-    n64 room = 0;
-    for (n64 i = 0; i < count; i++) room = std::max(room, layers[i].work());
+    n64 room = 0, kernels = 0;
+    for (n64 i = 0; i < count; i++) room = std::max(room, layers[i].work()), kernels += layers[i].kernel();
     const n64 parts = (N + batch - 1) / batch;
+    float* u = floats(kernels);
 #pragma omp parallel num_threads(threads)
     {
-        float* work = floats(room);
+        float *work = floats(room), *to = u;
+        for (n64 i = 0; i < count; to += layers[i++].kernel()) transform(layers[i], to);
 #pragma omp for schedule(static)
-        for (n64 part = 0; part < parts; part++)
-            for (n64 i = 0; i < count; i++)
-                through(layers[i], omp_get_thread_num() * batch, part * batch, std::min(batch, N - part * batch), work);
+        for (n64 part = 0; part < parts; part++) {
+            const float* from = u;
+            for (n64 i = 0; i < count; from += layers[i++].kernel())
+                through(layers[i], from, omp_get_thread_num() * batch, part * batch, std::min(batch, N - part * batch), work);
+        }
         std::free(work);
     }
+    std::free(u);
 }
 
-// All gradients of a convolution; dx and w may be null. In one parallel region: to wake a thread costs as much as a
-// small layer's work.
-extern "C" void depthlab_winograd_backward(const Layer* dx, const Weight* w, n64 N, int threads) {
+// All gradients of a convolution; dx and w may be null. With y, what its ReLU stops is taken out of dy first, on its way to
+// `masked`, which dx and w have for dy. In one parallel region: to wake a thread costs as much as a small layer's work.
+extern "C" void depthlab_winograd_backward(const Layer* dx, const Weight* w, n64 N, const void* dy, const void* y,
+                                           void* masked, n64 image, int half, int threads) {
     float *work = w ? floats(threads * w->work()) : nullptr, *sum = w ? floats(9 * w->C * w->K) : nullptr;
+    float* u = dx ? floats(dx->kernel()) : nullptr;
     double* bias = w ? static_cast<double*>(std::calloc(threads * w->K, sizeof(double))) : nullptr;
     if (w) std::fill(sum, sum + 9 * w->C * w->K, 0.f);
 #pragma omp parallel num_threads(threads)
     {
-        const n64 me = omp_get_thread_num(), all = omp_get_num_threads();
-        if (dx) {
-            float* own = floats(dx->work());
-            through(*dx, 0, N * me / all, N * (me + 1) / all - N * me / all, own);
-            std::free(own);
+        const n64 me = omp_get_thread_num(), all = omp_get_num_threads(), end = N * (me + 1) / all;
+        float* own = dx ? floats(dx->work()) : nullptr;
+        if (dx) transform(*dx, u);
+        const n64 few = std::max<n64>(1, CHUNK / image);
+        for (n64 at = N * me / all; at < end; at += few) {
+            const n64 count = std::min(few, end - at);
+            if (y && half)
+                mask(static_cast<const bf16*>(dy) + at * image, static_cast<const bf16*>(y) + at * image,
+                     static_cast<bf16*>(masked) + at * image, count * image);
+            else if (y)
+                mask(static_cast<const float*>(dy) + at * image, static_cast<const float*>(y) + at * image,
+                     static_cast<float*>(masked) + at * image, count * image);
+            if (dx) through(*dx, u, 0, at, count, own);
         }
+        std::free(own);
         if (w) {
-            const auto run = w->m == 2 ? w->half ? weight<2, bf16> : weight<2, float>
-                                       : w->half ? weight<4, bf16> : weight<4, float>;
+            if (y) {
+#pragma omp barrier
+            }
+            const auto run = w->m == 2 ? weight<Winograd<2>, float> : w->m == 4 ? weight<Winograd<4>, bf16>
+                             : w->half ? weight<Strided, bf16> : weight<Strided, float>;
             run(*w, me, all, work, sum, bias);
         }
     }
     std::free(work);
     std::free(sum);
+    std::free(u);
     std::free(bias);
 }
