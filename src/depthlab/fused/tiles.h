@@ -52,13 +52,13 @@ template <> struct Winograd<4> {
                                       {0, 0, 1}};
 
     static void input(const V* d, int s, V* o) {
-        const V a = d[4 * s] - qq * d[2 * s], b = p * d[3 * s] - q * d[s];
-        const V c = d[4 * s] - pp * d[2 * s], e = q * d[3 * s] - p * d[s];
+        const V a = d[4 * s] - qq * d[2 * s], b = d[3 * s] - qq * d[s];
+        const V c = d[4 * s] - pp * d[2 * s], e = d[3 * s] - pp * d[s];
         o[0] = d[0] + (d[4 * s] - (pp + qq) * d[2 * s]);
-        o[1] = a + b;
-        o[2] = a - b;
-        o[3] = c + e;
-        o[4] = c - e;
+        o[1] = a + p * b;
+        o[2] = a - p * b;
+        o[3] = c + q * e;
+        o[4] = c - q * e;
         o[5] = d[s] + (d[5 * s] - (pp + qq) * d[3 * s]);
     }
     static void output(const V* d, int s, V* o) {
@@ -69,13 +69,13 @@ template <> struct Winograd<4> {
         o[3] = p * pp * b + q * qq * e + d[5 * s];
     }
     static void spread(const V* d, int s, V* o) {
-        const V a = d[0] + pp * d[2 * s], b = p * (d[s] + pp * d[3 * s]);
-        const V c = d[0] + qq * d[2 * s], e = q * (d[s] + qq * d[3 * s]);
+        const V a = d[0] + pp * d[2 * s], b = d[s] + pp * d[3 * s];
+        const V c = d[0] + qq * d[2 * s], e = d[s] + qq * d[3 * s];
         o[0] = d[0];
-        o[1] = a + b;
-        o[2] = a - b;
-        o[3] = c + e;
-        o[4] = c - e;
+        o[1] = a + p * b;
+        o[2] = a - p * b;
+        o[3] = c + q * e;
+        o[4] = c - q * e;
         o[5] = d[3 * s];
     }
 };

@@ -21,12 +21,12 @@
 namespace {
 
 constexpr int RUN = 32;  // channels that are summed one after the other: sums of sums round less
-constexpr n64 CHUNK = 1 << 16;  // numbers of dy that are masked and used at once
+constexpr n64 CHUNK = 1 << 16;  // numbers of dy that both gradients take at once
 constexpr int SUMS = L == 16 ? 24 : 12;  // registers that sums are kept in
 
 // A block of transformed tiles lies as (C/L, points, ROWS, L): whatever is read or written together is a constant apart.
 // One row more than tiles: or all points of a tile would lie in a few sets of the first-level cache.
-constexpr int BLOCK = 48, ROWS = BLOCK + 1, APART = ROWS * L;
+constexpr int BLOCK = 24, ROWS = BLOCK + 1, APART = ROWS * L;
 
 // What is multiplied is float, or, where gradients of bf16 may be (PAIRS), pairs of bf16 in the place of a float: the
 // processor adds both products to a float. A pair are two channels that are summed over, or two tiles.
@@ -311,16 +311,22 @@ void gather_from(const Weight& w, n64 row, n64 begin, n64 end, float* work, floa
         gather_from<T, E, first + 1>(w, row, begin, end, work, u, bias);
 }
 
-// A thread's part of the gradient of w; work: `all` times w.work() floats, sum (9, C, K), bias (all, K), zero
-template <class T, class E>
-void weight(const Weight& w, int me, int all, float* work, float* sum, double* bias) {
+// A thread's part of the gradient of w, of images [begin, end), `few` at a time, each after before(first, count); work:
+// `all` times w.work() floats, sum (9, C, K), bias (all, K), zero
+template <class T, class E, class Before>
+void weight(const Weight& w, int me, int all, n64 begin, n64 end, n64 few, Before before, float* work, float* sum,
+            double* bias) {
     constexpr int n = T::n;
-    const n64 C = w.C, K = w.K, tiles = Cut<T::m>(w.P, w.Q).tiles(w.N), room = w.work(), rows = w.rows();
+    const n64 C = w.C, K = w.K, tiles = Cut<T::m>(w.P, w.Q).tiles(1), room = w.work(), rows = w.rows();
     float* own = work + me * room;
     for (n64 row = 0; row < n; row += rows) {
         std::fill(own, own + w.points() * C * K, 0.f);
-        gather_from<T, E, 0>(w, row, tiles * me / all, tiles * (me + 1) / all, own + w.points() * C * K, own,
-                             w.db && row == 0 ? bias + me * K : nullptr);
+        for (n64 at = begin; at < end; at += few) {
+            const n64 next = std::min(at + few, end);
+            if (row == 0) before(at, next - at);
+            gather_from<T, E, 0>(w, row, at * tiles, next * tiles, own + w.points() * C * K, own,
+                                 w.db && row == 0 ? bias + me * K : nullptr);
+        }
 #pragma omp barrier
 #pragma omp for
         for (n64 c = 0; c < C; c++)
@@ -433,12 +439,10 @@ extern "C" void depthlab_winograd_backward(const Layer* dx, const Weight* w, n64
     if (w) std::fill(sum, sum + 9 * w->C * w->K, 0.f);
 #pragma omp parallel num_threads(threads)
     {
-        const n64 me = omp_get_thread_num(), all = omp_get_num_threads(), end = N * (me + 1) / all;
+        const n64 me = omp_get_thread_num(), all = omp_get_num_threads(), begin = N * me / all, end = N * (me + 1) / all;
         float* own = dx ? floats(dx->work()) : nullptr;
         if (dx) transform(*dx, u);
-        const n64 few = std::max<n64>(1, CHUNK / image);
-        for (n64 at = N * me / all; at < end; at += few) {
-            const n64 count = std::min(few, end - at);
+        const auto before = [&](n64 at, n64 count) {
             if (y && half)
                 mask(static_cast<const bf16*>(dy) + at * image, static_cast<const bf16*>(y) + at * image,
                      static_cast<bf16*>(masked) + at * image, count * image);
@@ -446,16 +450,17 @@ extern "C" void depthlab_winograd_backward(const Layer* dx, const Weight* w, n64
                 mask(static_cast<const float*>(dy) + at * image, static_cast<const float*>(y) + at * image,
                      static_cast<float*>(masked) + at * image, count * image);
             if (dx) through(*dx, u, 0, at, count, own);
-        }
-        std::free(own);
+        };
         if (w) {
-            if (y) {
-#pragma omp barrier
-            }
-            const auto run = w->m == 2 ? weight<Winograd<2>, float> : w->m == 4 ? weight<Winograd<4>, bf16>
-                             : w->half ? weight<Strided, bf16> : weight<Strided, float>;
-            run(*w, me, all, work, sum, bias);
-        }
+            const auto run = [&](auto tile, auto e) {
+                const n64 few = w->rows() > 1 ? std::max<n64>(1, CHUNK / image) : N;
+                weight<decltype(tile), decltype(e)>(*w, me, all, begin, end, few, before, work, sum, bias);
+            };
+            w->m == 2 ? run(Winograd<2>(), float()) : w->m == 4 ? run(Winograd<4>(), bf16())
+            : w->half ? run(Strided(), bf16()) : run(Strided(), float());
+        } else if (begin < end)
+            before(begin, end - begin);
+        std::free(own);
     }
     std::free(work);
     std::free(sum);
