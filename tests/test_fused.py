@@ -249,7 +249,7 @@ NETS = {
 
 
 def fits(conv):
-    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.in_channels % 16 == 0
+    return conv.kernel_size == (3, 3) and conv.in_channels % 16 == 0
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -284,7 +284,7 @@ def test_networks_train_alike(name, on, monkeypatch):
                     assert len(convolutions) == len(fitting) > 0
             calls.clear()
             convolutions.clear()
-        assert losses[0] == pytest.approx(losses[1], rel=0.05 if bf16 else 2e-3, abs=1e-3 if bf16 else 1e-4)
+        assert losses[0] == pytest.approx(losses[1], rel=0.05 if bf16 else 2e-3, abs=5e-3 if bf16 else 1e-4)
         assert losses[0][-1] < losses[0][0]
 
 

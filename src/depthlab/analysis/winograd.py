@@ -77,7 +77,7 @@ class Chain:
         for layer in self.layers:
             pointers = [pointer(name) for name in (layer.x, layer.other, layer.out)]
             shared = [name in given for name in (layer.x, layer.other, layer.out)]
-            sizes = (H, W, H, W, *layer.w.shape[1::-1], M, False, False, layer.relu)
+            sizes = (H, W, H, W, *layer.w.shape[1::-1], M, False, False, False, layer.relu)
             raw.append(
                 winograd.Layer(*pointers, *cpu.pointers(layer.w, layer.bias), *sizes, tuple(shared), layer.w.stride())
             )

@@ -1,5 +1,5 @@
-// y = relu(residual + h BN(f(x))) over the batch, and its gradient, for images in channels_last or in planes; f is the
-// identity or ReLU. Called by batch_norm.py; no header of PyTorch.
+// y = relu(residual + h BN(f(x))) over the batch, or with running statistics, and the former's gradient, for images in
+// channels_last or in planes; f is the identity or ReLU. Called by batch_norm.py; no header of PyTorch.
 //
 // Two passes over memory each way. Sums are of differences from a value of the same column, fp32 over at most RUN rows,
 // then double. The sizes alone say how rows are cut into tiles: the bits do not depend on the number of threads.
@@ -93,6 +93,7 @@ struct Norm {
     const float *gamma, *beta;
     double h, eps, momentum;
     float *running_mean, *running_var;
+    int training;
 };
 
 // h BN(x) = scale x + shift
@@ -149,10 +150,15 @@ template <bool before, class T> void statistics(const Matrix& m, const T* x, dou
 template <bool before, bool after, bool add, class T>
 void forward(const Matrix& m, const Norm& bn, const T* x, const T* residual, T* y, double* stats) {
     double *mean = stats, *invstd = stats + m.channels;
-    statistics<before>(m, x, mean, invstd);
+    if (bn.training) {
+        statistics<before>(m, x, mean, invstd);
+    } else {
+        std::copy(bn.running_mean, bn.running_mean + m.channels, mean);
+        std::copy(bn.running_var, bn.running_var + m.channels, invstd);
+    }
     for (int64_t c = 0; c < m.channels; c++) {
         double variance = invstd[c], unbiased = variance * m.count() / (m.count() - 1);
-        if (bn.running_mean) {
+        if (bn.training && bn.running_mean) {
             bn.running_mean[c] = (1 - bn.momentum) * bn.running_mean[c] + bn.momentum * mean[c];
             bn.running_var[c] = (1 - bn.momentum) * bn.running_var[c] + bn.momentum * unbiased;
         }
@@ -248,9 +254,9 @@ template <class F, class... Flags> void flags(F f, bool flag, Flags... more) {
 extern "C" void depthlab_forward(int half, int before, int after, int add, int64_t n, int64_t width, int64_t channels,
                                  int64_t plane, int threads, const void* x, const void* residual, const float* gamma,
                                  const float* beta, double h, double eps, double momentum, float* running_mean,
-                                 float* running_var, void* y, double* stats) {
+                                 float* running_var, int training, void* y, double* stats) {
     Matrix m(n, width, channels, plane, threads);
-    Norm bn{gamma, beta, h, eps, momentum, running_mean, running_var};
+    Norm bn{gamma, beta, h, eps, momentum, running_mean, running_var, training};
     flags(
         [&](auto half, auto before, auto after, auto add) {
             using T = std::conditional_t<half, bf16, float>;
@@ -264,7 +270,7 @@ extern "C" void depthlab_backward(int half, int before, int after, int add, int6
                                   const float* beta, double h, const double* stats, void* dx, void* dresidual,
                                   float* dgamma, float* dbeta) {
     Matrix m(n, width, channels, plane, threads);
-    Norm bn{gamma, beta, h, 0, 0, nullptr, nullptr};
+    Norm bn{gamma, beta, h, 0, 0, nullptr, nullptr, 1};
     flags(
         [&](auto half, auto before, auto after, auto add) {
             using T = std::conditional_t<half, bf16, float>;

@@ -39,7 +39,7 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
     """Whether the kernel computes this call."""
     return (
         type(bn) is nn.BatchNorm2d
-        and bn.training
+        and (bn.training or (bn.running_mean is not None and not torch.is_grad_enabled()))
         and x.dtype in (torch.float32, torch.bfloat16)
         and cpu.takes(x)
         and x.shape[1] == bn.num_features
@@ -70,12 +70,14 @@ def fused(
     bn: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, before: bool, after: bool, step_size: float
 ) -> Tensor:
     momentum = bn.momentum or 0.0
-    if bn.track_running_stats and bn.num_batches_tracked is not None:
+    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
         if bn.momentum is None:  # a cumulative mean
             momentum = 1 / int(bn.num_batches_tracked)
     running = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
-    return BatchNormAct.apply(x, residual, bn.weight, bn.bias, running, momentum, bn.eps, before, after, step_size)
+    return BatchNormAct.apply(
+        x, residual, bn.weight, bn.bias, running, bn.training, momentum, bn.eps, before, after, step_size
+    )
 
 
 @functools.cache
@@ -84,7 +86,8 @@ def kernel() -> ctypes.CDLL:
     library = cpu.library("batch_norm")
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     head = [ctypes.c_int] * 4 + [number] * 4 + [ctypes.c_int]
-    library.depthlab_forward.argtypes = [*head, *[pointer] * 4, real, real, real, *[pointer] * 4]
+    tail = [real, real, real, pointer, pointer, ctypes.c_int, pointer, pointer]
+    library.depthlab_forward.argtypes = [*head, *[pointer] * 4, *tail]
     library.depthlab_backward.argtypes = [*head, *[pointer] * 5, real, *[pointer] * 5]
     library.depthlab_forward.restype = library.depthlab_backward.restype = None
     return library
@@ -101,6 +104,7 @@ class BatchNormAct(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         running: tuple[Tensor, Tensor] | tuple[None, None],
+        training: bool,
         momentum: float,
         eps: float,
         before: bool,
@@ -111,8 +115,8 @@ class BatchNormAct(torch.autograd.Function):
         kind, width, plane = (x.dtype == torch.bfloat16, before, after, residual is not None), *layout(x)
         ctx.head = (*kind, x.numel(), width, x.shape[1], plane, torch.get_num_threads())
         inputs, outputs = cpu.pointers(x, residual, weight, bias), cpu.pointers(*running, y, stats)
-        kernel().depthlab_forward(*ctx.head, *inputs, h, eps, momentum, *outputs)
-        if running[0] is not None:
+        kernel().depthlab_forward(*ctx.head, *inputs, h, eps, momentum, *outputs[:2], training, *outputs[2:])
+        if training and running[0] is not None:
             torch.autograd.graph.increment_version(running)
         ctx.h, ctx.eps = h, eps
         ctx.save_for_backward(x, weight, bias, stats, y if after and residual is not None else None)
@@ -123,7 +127,7 @@ class BatchNormAct(torch.autograd.Function):
         x, weight, bias, stats, y = ctx.saved_tensors
         after, add = ctx.head[2:4]
         if torch.is_grad_enabled():  # create_graph: PyTorch's operations, which can be differentiated once more
-            return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 6)
+            return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 7)
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
@@ -131,7 +135,7 @@ class BatchNormAct(torch.autograd.Function):
         inputs, outputs = cpu.pointers(dy, x, y, weight, bias), cpu.pointers(stats, dx, masked, dweight, dbias)
         kernel().depthlab_backward(*ctx.head, *inputs, ctx.h, *outputs)
         dresidual = (masked if after else dy) if add else None
-        return dx, dresidual, dweight, dbias, *[None] * 6
+        return dx, dresidual, dweight, dbias, *[None] * 7
 
 
 def differentiable(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None) -> tuple:

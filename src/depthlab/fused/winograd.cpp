@@ -119,7 +119,7 @@ struct Layer {  // y = [relu](conv + bias [+ other]), or dx of dy
     void* y;
     const float *w, *bias;
     n64 H, W, P, Q, C, K;  // x (N, H, W, C), y (N, P, Q, K)
-    n64 m, half, turned, relu;  // m = 1: of stride 2. half: bf16. turned: dx
+    n64 m, half, pairs, turned, relu;  // m = 1: of stride 2. half: bf16, pairs: multiplied as such. turned: dx
     n64 shared[3];  // whether x, other, y hold all images, or a thread's batch each, used again and again
     n64 strides[4];  // of w: of y's channel, x's channel, row, column
 
@@ -129,19 +129,19 @@ struct Layer {  // y = [relu](conv + bias [+ other]), or dx of dy
 };
 
 // f with the tile, the type of x and y, and whether pairs are multiplied
-template <class F> void choose(n64 m, n64 half, n64 turned, F f) {
+template <class F> void choose(const Layer& l, F f) {
     using Yes = std::bool_constant<PAIRS>;
     using No = std::false_type;
-    if (m == 2)
+    if (l.m == 2)
         f(Winograd<2>(), float(), No());
-    else if (m == 4 && !half)
+    else if (l.m == 4 && !l.half)
         f(Winograd<4>(), float(), No());
-    else if (m == 4)
-        turned ? f(Winograd<4>(), bf16(), Yes()) : f(Winograd<4>(), bf16(), No());
-    else if (half)
-        turned ? f(Spreading(), bf16(), Yes()) : f(Strided(), bf16(), Yes());
+    else if (l.m == 4)
+        l.pairs ? f(Winograd<4>(), bf16(), Yes()) : f(Winograd<4>(), bf16(), No());
+    else if (l.half)
+        l.turned ? f(Spreading(), bf16(), Yes()) : f(Strided(), bf16(), Yes());
     else
-        turned ? f(Spreading(), float(), No()) : f(Strided(), float(), No());
+        l.turned ? f(Spreading(), float(), No()) : f(Strided(), float(), No());
 }
 
 // `count` images through one layer; u holds U, work l.work() floats
@@ -210,7 +210,7 @@ void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, 
 // Images [at, at + count) through a layer; where they are not shared, they are from `own` on
 void through(const Layer& l, const float* u, n64 own, n64 at, n64 count, float* work) {
     const n64 in = l.H * l.W * l.C, out = l.P * l.Q * l.K;
-    choose(l.m, l.half, l.turned, [&](auto tile, auto e, auto pairs) {
+    choose(l, [&](auto tile, auto e, auto pairs) {
         using E = decltype(e);
         const E *x = static_cast<const E*>(l.x), *other = static_cast<const E*>(l.other);
         convolve<decltype(tile), E, pairs>(l, u, x + (l.shared[0] ? at : own) * in,
@@ -396,7 +396,7 @@ template <class T, bool pairs> void kernel(const Layer& l, float* u) {
 }
 
 void transform(const Layer& l, float* u) {
-    choose(l.m, l.half, l.turned, [&](auto tile, auto, auto pairs) { kernel<decltype(tile), pairs>(l, u); });
+    choose(l, [&](auto tile, auto, auto pairs) { kernel<decltype(tile), pairs>(l, u); });
 }
 
 // dy where y > 0, else 0

@@ -9,8 +9,8 @@ threads.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from depthlab.fused import cpu
 
 CL = torch.channels_last
-TILE = {torch.float32: 2, torch.bfloat16: 4}  # side of the output tiles at stride 1
+TILE = {torch.float32: 2, torch.bfloat16: 4}  # side of the output tiles of a training step at stride 1
 
 
 class Layer(ctypes.Structure):
     """struct Layer of winograd.cpp"""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("x", "other", "y", "w", "bias")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("H", "W", "P", "Q", "C", "K", "m", "half", "turned", "relu")]
+    _fields_ += [
+        (name, ctypes.c_int64) for name in ("H", "W", "P", "Q", "C", "K", "m", "half", "pairs", "turned", "relu")
+    ]
     _fields_ += [("shared", ctypes.c_int64 * 3), ("strides", ctypes.c_int64 * 4)]
 
 
@@ -39,7 +41,7 @@ class Weight(ctypes.Structure):
     _fields_ += [("strides", ctypes.c_int64 * 4)]
 
 
-@functools.cache
+@cache
 def library() -> ctypes.CDLL | None:
     """winograd.cpp; None where it cannot be built."""
     found = cpu.library("winograd")
@@ -63,12 +65,13 @@ def run(layers: Sequence[Layer], count: int, batch: int) -> None:
     library().depthlab_winograd((Layer * len(layers))(*layers), len(layers), count, batch, torch.get_num_threads())
 
 
-def convolve(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, relu: bool) -> Tensor:
-    """[relu](x (B, C, H, W) in channels_last * w (K, C, 3, 3) + bias)."""
-    (B, C, H, W), K, m = x.shape, len(w), TILE[x.dtype] if stride == 1 else 1
+def convolve(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, relu: bool, training: bool) -> Tensor:
+    """[relu](x (B, C, H, W) in channels_last * w (K, C, 3, 3) + bias); where nobody trains, as fast as it goes."""
+    (B, C, H, W), K = x.shape, len(w)
+    m = 1 if stride == 2 else TILE[x.dtype] if training else 4
     P, Q = -(-H // stride), -(-W // stride)
     y = torch.empty((B, K, P, Q), dtype=x.dtype, device="cpu", memory_format=CL)
-    sizes = (H, W, P, Q, C, K, m, x.dtype == torch.bfloat16, False, relu)
+    sizes = (H, W, P, Q, C, K, m, x.dtype == torch.bfloat16, not training, False, relu)
     run([Layer(*cpu.pointers(x, None, y, w, bias), *sizes, (1, 1, 1), w.stride())], B, -(-B // torch.get_num_threads()))
     return y
 
@@ -84,7 +87,7 @@ def gradients(
     if of_x:
         dx, (k, c, row, column) = torch.empty_like(x), w.stride()
         last = w.data_ptr() + 2 * (row + column) * w.itemsize
-        sizes, turned = (*small, *large, K, C, m, half, True, False), (c, k, -row, -column)
+        sizes, turned = (*small, *large, K, C, m, half, True, True, False), (c, k, -row, -column)
         layer = ctypes.byref(Layer(*cpu.pointers(passed, None, dx), last, None, *sizes, (1, 1, 1), turned))
     if of_w:
         dw, db = torch.empty_like(w), w.new_empty(K) if has_bias else None
@@ -100,7 +103,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, stride: int, relu: bool) -> Tensor:
-        y = convolve(x, w, bias, stride, relu)
+        y = convolve(x, w, bias, stride, relu, True)
         ctx.save_for_backward(x, w, y if relu else None)
         ctx.has_bias, ctx.stride = bias is not None, stride
         return y
@@ -124,10 +127,13 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d, which takes winograd.cpp where that is switched on and fits; same parameters, same state dict."""
 
     def forward(self, x: Tensor) -> Tensor:
-        w, bias = self.weight, self.bias
         if cpu.enabled() and self.taken(x):
-            return Convolution.apply(x.to(arithmetic(x)), w, bias, self.stride[0], False)
-        return self._conv_forward(x, w, bias)
+            return self.fused(x, False)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def fused(self, x: Tensor, relu: bool) -> Tensor:
+        call = Convolution.apply if torch.is_grad_enabled() else partial(convolve, training=False)
+        return call(x.to(arithmetic(x)), self.weight, self.bias, self.stride[0], relu)
 
     def taken(self, x: Tensor) -> bool:
         """Whether the kernel computes this call."""
@@ -148,7 +154,7 @@ class Conv2d(nn.Conv2d):
 def conv_act(conv: nn.Module, x: Tensor) -> Tensor:
     """relu(conv(x)), (B, C, H, W) -> (B, K, P, Q)."""
     if type(conv) is Conv2d and cpu.enabled() and not cpu.hooked(conv) and conv.taken(x):
-        return Convolution.apply(x.to(arithmetic(x)), conv.weight, conv.bias, conv.stride[0], True)
+        return conv.fused(x, True)
     return F.relu(conv(x))
 
 
