@@ -360,7 +360,7 @@ def test_without_a_compiler(compiler, said, monkeypatch, tmp_path):
         (None, "bf16-true", "cpu", False, False),
         (None, "32-true", "gpu", False, False),
         (None, "32-true", "cpu", True, False),
-        (True, "32-true", "gpu", False, None),
+        (True, "64-true", "gpu", False, None),
         (True, "64-true", "cpu", False, None),
     ],
 )

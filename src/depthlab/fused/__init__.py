@@ -1,19 +1,20 @@
 """One seam for what networks are made of: PyTorch's own operations, or kernels of ours where these are faster.
 
-    Conv2d                                 nn.Conv2d: 3x3 convolutions of stride 1        winograd.py
+    Conv2d                                 nn.Conv2d: 3x3 convolutions                     winograd.py
+    conv_act(conv, x)                      relu(conv(x)): plain networks
     bn_act(bn, x, residual, step_size=h)   relu(residual + h BN(x)): He's, Chang's blocks  batch_norm.py
     act_bn(bn, x)                          BN(relu(x)): Plain-11
 
-Same parameters, same state dict, same mathematics. With `enable(True)` a CPU takes winograd.cpp (2.25 times fewer
-multiplications in fp32, 4 times in bf16, where its arithmetic is fp32) and, in a training step, batch_norm.cpp (two
-passes over memory each way; sums in double, where PyTorch's in channels_last lose three digits). PyTorch's own are
-taken in everything else: other devices, types, shapes and strides, functorch's transforms, forward-mode and second
-derivatives, torch.compile, SyncBatchNorm, hooks on a BatchNorm, no compiler.
+Same parameters, same state dict, same mathematics. With `enable(True)` a CPU takes winograd.cpp (at stride 1 2.25 times
+fewer multiplications in fp32, 4 times in bf16) and, in training and without gradients, batch_norm.cpp (two passes over
+memory each way; sums in double, where PyTorch's in channels_last lose three digits). With trainer.fused=true a GPU
+takes batch_norm_triton.py. PyTorch's own are taken in everything else: other devices, types, shapes and strides,
+functorch's transforms, forward-mode and second derivatives, torch.compile, SyncBatchNorm, hooks, no compiler.
 
 The error of a network's whole gradient against double is at most 1.2 times PyTorch's own: of NCHW in fp32, of
-channels_last in bf16 (tests/test_fused.py). What each operation gains: results/benchmark/fused.md. Tried and
-left out, for networks without BatchNorm: ReLU in place, in the convolution (each less than 3 % of a step), and its
-mask in the convolution's gradients (4 to 7 % slower: overlapping tiles read it 2.25 times).
+channels_last in bf16 (tests/test_fused.py). In bf16 nearly all of it comes from the forward pass, which therefore
+multiplies in fp32; the two gradients multiply pairs of bf16 at twice the speed, and change it by less than a tenth.
+What each operation gains: results/benchmark/fused.md.
 """
 
 import torch
@@ -32,10 +33,13 @@ def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool
     Raises:
         Problem: it is wanted and cannot be had.
     """
-    takes = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    takes = takes and precision in ("32-true", "bf16-mixed") and not compiled
-    on = enable(takes and wanted is not False)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    here = ("cpu" if found is None else found.type) if accelerator == "auto" else accelerator
+    device = "cuda" if here in ("cuda", "gpu") else here
+    takes = device in ("cpu", "cuda") and precision in ("32-true", "bf16-mixed") and not compiled
+    on = enable(takes and wanted is not False and (device == "cpu" or bool(wanted)), device)
     if wanted and not on:
-        reason = "needs a C++ compiler" if takes else "is for CPUs, precision=32-true or bf16-mixed, compile=false"
+        needed = "needs a C++ compiler" if device == "cpu" else "needs Triton"
+        reason = needed if takes else "is for CPUs and CUDA, precision=32-true or bf16-mixed, compile=false"
         raise Problem(f"trainer.fused=true {reason}; take trainer.fused=null")
     return on

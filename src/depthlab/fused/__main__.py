@@ -19,9 +19,14 @@ Case = tuple[str, tuple[int, ...], nn.Module, Callable[..., Tensor]]  # name, sh
 def cases() -> list[Case]:
     """At batch 100, where they stand in a network."""
 
-    def conv(place: str, channels: int, side: int, outputs: int | None = None) -> Case:
-        module = fused.Conv2d(channels, outputs or channels, 3, padding=1, bias=False)
-        return f"{place}, conv3x3", (100, channels, side, side), module, lambda conv, x, r: conv(x)
+    def conv(place: str, channels: int, side: int, outputs: int | None = None, stride: int = 1) -> Case:
+        module = fused.Conv2d(channels, outputs or channels, 3, stride=stride, padding=1, bias=False)
+        name = f"conv3x3{'/2' * (stride == 2)}"
+        return f"{place}, {name}", (100, channels, side, side), module, lambda conv, x, r: conv(x)
+
+    def plain(place: str, channels: int, side: int) -> Case:
+        module, shape = fused.Conv2d(channels, channels, 3, padding=1), (100, channels, side, side)
+        return f"{place}, relu(conv3x3)", shape, module, lambda conv, x, r: fused.conv_act(conv, x)
 
     def norm(place: str, channels: int, side: int, name: str, run: Callable[..., Tensor]) -> Case:
         return f"{place}, {name}", (100, channels, side, side), nn.BatchNorm2d(channels), run
@@ -32,8 +37,11 @@ def cases() -> list[Case]:
         conv("resnet, stage 1", 16, 32),
         norm("resnet, stage 1", 16, 32, "relu(bn)", lambda bn, x, r: fused.bn_act(bn, x)),
         residual("resnet, stage 1", 16, 32),
+        plain("simple_plain, stage 1", 16, 32),
+        conv("resnet, into stage 2", 16, 32, 32, stride=2),
         conv("resnet, stage 2", 32, 16),
         residual("resnet, stage 2", 32, 16),
+        conv("resnet, into stage 3", 32, 16, 64, stride=2),
         conv("resnet, stage 3", 64, 8),
         residual("resnet, stage 3", 64, 8),
         conv("plain11, block 1", 64, 32),

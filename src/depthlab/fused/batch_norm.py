@@ -1,4 +1,5 @@
-"""batch_norm.cpp: BatchNorm, ReLU and residual as one operation; PyTorch's own where it does not take them."""
+"""BatchNorm, ReLU and residual as one operation: batch_norm.cpp, on a GPU batch_norm_triton.py; PyTorch's own where
+neither takes them."""
 
 import ctypes
 import functools
@@ -39,7 +40,7 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
     """Whether the kernel computes this call."""
     return (
         type(bn) is nn.BatchNorm2d
-        and (bn.training or (bn.running_mean is not None and not torch.is_grad_enabled()))
+        and (bn.training or (x.device.type == "cpu" and bn.running_mean is not None and not torch.is_grad_enabled()))
         and x.dtype in (torch.float32, torch.bfloat16)
         and cpu.takes(x)
         and x.shape[1] == bn.num_features
@@ -53,8 +54,10 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
 
 
 def layout(x: Tensor) -> tuple[int, int] | None:
-    """(width, plane) as batch_norm.cpp's Matrix has them; None for what it cannot take."""
+    """(width, plane) as batch_norm.cpp's Matrix has them; None for what cannot be taken."""
     channels, plane = x.shape[1], x.shape[2] * x.shape[3]
+    if x.device.type != "cpu":
+        return (channels, 0) if x.is_contiguous(memory_format=torch.channels_last) and x.numel() < 2**31 else None
     if x.is_contiguous(memory_format=torch.channels_last) and x.numel() % lcm(channels, BLOCK) == 0:
         return lcm(channels, BLOCK), 0
     # smaller planes: PyTorch's own is as fast
@@ -75,7 +78,11 @@ def fused(
         if bn.momentum is None:  # a cumulative mean
             momentum = 1 / int(bn.num_batches_tracked)
     running = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
-    return BatchNormAct.apply(
+    if x.device.type == "cpu":
+        function = BatchNormAct
+    else:
+        from depthlab.fused.batch_norm_triton import BatchNormAct as function
+    return function.apply(
         x, residual, bn.weight, bn.bias, running, bn.training, momentum, bn.eps, before, after, step_size
     )
 

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def build(source: Path) -> Path:
 
 
 KERNELS = ("batch_norm", "winograd")
-_enabled = False
+_device: str | None = None  # where kernels are on
 
 
 @functools.cache
@@ -111,22 +112,24 @@ def complete() -> bool:
     return not reasons
 
 
-def enable(on: bool) -> bool:
-    """Switch the kernels on or off for this process. Returns whether they are on: False without a compiler."""
-    global _enabled
-    _enabled = on and complete()
-    return _enabled
+def enable(on: bool, device: str = "cpu") -> bool:
+    """Switch the kernels of a device, "cpu" or "cuda", on or off for this process. Returns whether they are on: False
+    without a compiler, or without Triton."""
+    global _device
+    found = on and (complete() if device == "cpu" else find_spec("triton") is not None)
+    _device = device if found else None
+    return found
 
 
 def enabled() -> bool:
-    return _enabled
+    return _device is not None
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `x` is a tensor (B, C, H, W) of a CPU under nothing that a kernel does not know: not fake nor wrapped,
-    no torch.compile, tracing, functorch's vmap, jvp and grad, dual numbers, FlopCounterMode and its like."""
+    """Whether `x` is a tensor (B, C, H, W) of that device under nothing that a kernel does not know: not fake nor
+    wrapped, no torch.compile, tracing, functorch's vmap, jvp and grad, dual numbers, FlopCounterMode and its like."""
     return (
-        x.device.type == "cpu"
+        x.device.type == _device
         and x.dim() == 4
         and x.numel() > 0
         and type(x) is Tensor
@@ -141,10 +144,10 @@ def takes(x: Tensor) -> bool:
 
 
 def floats(*tensors: Tensor | None) -> bool:
-    """Whether parameters and statistics are what kernels read: fp32 on the CPU, vectors without gaps."""
+    """Whether parameters and statistics are what kernels read: fp32 on that device, vectors without gaps."""
     given = [t for t in tensors if t is not None]
     return all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and (t.dim() > 1 or t.is_contiguous()) for t in given
+        t.device.type == _device and t.dtype == torch.float32 and (t.dim() > 1 or t.is_contiguous()) for t in given
     )
 
 

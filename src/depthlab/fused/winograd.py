@@ -144,6 +144,7 @@ class Conv2d(nn.Conv2d):
             and x.dtype in TILE
             and arithmetic(x) in TILE
             and (x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))  # else PyTorch has words for it
+            and x.device.type == "cpu"
             and cpu.takes(x)
             and cpu.floats(w, self.bias)
             and x.shape[1] == w.shape[1]

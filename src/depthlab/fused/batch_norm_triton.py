@@ -1,0 +1,217 @@
+"""What batch_norm.cpp computes, in Triton for a GPU: y = relu(residual + h BN(f(x))) over the batch, and its gradient.
+
+x (B, C, H, W) in channels_last is a matrix of B H W rows and C columns. Three kernels each way: sums over parts of the
+rows (no atomics: the same bits every time), their total per channel, and one pass that applies it. Sums are of
+differences from the first row, fp32 over a part, double over parts.
+
+Its results are tested with Triton's interpreter, and it is compiled for a GPU of compute capability 9.0
+(tests/test_triton.py); not yet run nor timed on one, so that only trainer.fused=true takes it there.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from depthlab.fused.batch_norm import differentiable
+
+ROWS, COLUMNS, PARTS = 64, 16, 256  # of x at once; parts of the rows at most, as a power of two
+BLOCK = 1024  # elements that are written at once
+
+
+@triton.jit
+def _values(x, at, inside, before: tl.constexpr):
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL) if before else v
+
+
+@triton.jit
+def _statistics(x, sums, M, C, rows, before: tl.constexpr, R: tl.constexpr, W: tl.constexpr):  # sums (2, parts, C)
+    part, c = tl.program_id(0), tl.program_id(1) * W + tl.arange(0, W)
+    origin = _values(x, c, c < C, before)
+    s, q = tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
+    for begin in range(part * rows, min(part * rows + rows, M), R):
+        r = begin + tl.arange(0, R)
+        inside = (r < min(part * rows + rows, M))[:, None] & (c < C)[None, :]
+        d = tl.where(inside, _values(x, r[:, None] * C + c[None, :], inside, before) - origin[None, :], 0.0)
+        s += tl.sum(d, 0)
+        q += tl.sum(d * d, 0)
+    tl.store(sums + part * C + c, s, mask=c < C)
+    tl.store(sums + (tl.num_programs(0) + part) * C + c, q, mask=c < C)
+
+
+@triton.jit
+def _totals(sums, parts, c, C, P: tl.constexpr):
+    p = tl.arange(0, P)[:, None]
+    inside = (p < parts) & (c < C)[None, :]
+    at = p * C + c[None, :]
+    s = tl.sum(tl.load(sums + at, mask=inside, other=0.0).to(tl.float64), 0)
+    return s, tl.sum(tl.load(sums + parts * C + at, mask=inside, other=0.0).to(tl.float64), 0)
+
+
+@triton.jit
+def _coefficients(
+    x, sums, weight, bias, running_mean, running_var, stats, M, C, parts, h, eps, momentum,
+    before: tl.constexpr, track: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """stats (4, C) fp32: scale and shift of h BN(x) = scale x + shift, mean, 1/sqrt(variance + eps)"""
+    c = tl.program_id(0) * W + tl.arange(0, W)
+    there = c < C
+    s, q = _totals(sums, parts, c, C, P)
+    mean = _values(x, c, there, before).to(tl.float64) + s / M
+    variance = tl.maximum(q / M - (s / M) * (s / M), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    invstd = 1.0 / tl.sqrt(variance + eps)
+    if track:
+        m = tl.load(running_mean + c, mask=there, other=0.0).to(tl.float64)
+        v = tl.load(running_var + c, mask=there, other=0.0).to(tl.float64)
+        tl.store(running_mean + c, m + momentum * (mean - m), mask=there)
+        tl.store(running_var + c, v + momentum * (variance * M / (M - 1) - v), mask=there)
+    gain = h * tl.load(weight + c, mask=there, other=0.0).to(tl.float64) * invstd
+    tl.store(stats + c, gain, mask=there)
+    tl.store(stats + C + c, h * tl.load(bias + c, mask=there, other=0.0) - mean * gain, mask=there)
+    tl.store(stats + 2 * C + c, mean, mask=there)
+    tl.store(stats + 3 * C + c, invstd, mask=there)
+
+
+@triton.jit
+def _factors(sums, weight, stats, factors, dweight, dbias, M, C, parts, h, P: tl.constexpr, W: tl.constexpr):
+    """factors (3, C): dx = factors[0] g + factors[1] (x - mean) + factors[2]"""
+    c = tl.program_id(0) * W + tl.arange(0, W)
+    there = c < C
+    total, inner = _totals(sums, parts, c, C, P)
+    invstd = tl.load(stats + 3 * C + c, mask=there, other=0.0).to(tl.float64)
+    by_g = h * tl.load(weight + c, mask=there, other=0.0) * invstd
+    tl.store(factors + c, by_g, mask=there)
+    tl.store(factors + C + c, -by_g * inner * invstd * invstd / M, mask=there)
+    tl.store(factors + 2 * C + c, -by_g * total / M, mask=there)
+    tl.store(dweight + c, h * inner * invstd, mask=there)
+    tl.store(dbias + c, h * total, mask=there)
+
+
+@triton.jit
+def _apply(x, residual, stats, y, n, C, before: tl.constexpr, after: tl.constexpr, add: tl.constexpr, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    inside = i < n
+    z = _values(x, i, inside, before) * tl.load(stats + i % C) + tl.load(stats + C + i % C)
+    if add:
+        z += tl.load(residual + i, mask=inside, other=0.0).to(tl.float32)
+    if after:
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y + i, z.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _passed(dy, x, y, stats, at, c, C, inside, before: tl.constexpr, after: tl.constexpr, add: tl.constexpr):
+    """What the last ReLU lets through of dy, and f(x): seen in y where something was added, else in x."""
+    v, g = _values(x, at, inside, before), tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+    if after and add:
+        g = tl.where(tl.load(y + at, mask=inside, other=0.0).to(tl.float32) <= 0, 0.0, g)
+    elif after:
+        g = tl.where(v * tl.load(stats + c) + tl.load(stats + C + c) <= 0, 0.0, g)
+    return v, g
+
+
+@triton.jit
+def _reduce(
+    dy, x, y, stats, sums, M, C, rows,
+    before: tl.constexpr, after: tl.constexpr, add: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    part, c = tl.program_id(0), tl.program_id(1) * W + tl.arange(0, W)
+    there = tl.minimum(c, C - 1)
+    middle = tl.load(stats + 2 * C + there)
+    s, q = tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
+    for begin in range(part * rows, min(part * rows + rows, M), R):
+        r = begin + tl.arange(0, R)
+        inside = (r < min(part * rows + rows, M))[:, None] & (c < C)[None, :]
+        at = r[:, None] * C + c[None, :]
+        v, g = _passed(dy, x, y, stats, at, there[None, :], C, inside, before, after, add)
+        s += tl.sum(g, 0)
+        q += tl.sum(g * (v - middle[None, :]), 0)
+    tl.store(sums + part * C + c, s, mask=c < C)
+    tl.store(sums + (tl.num_programs(0) + part) * C + c, q, mask=c < C)
+
+
+@triton.jit
+def _gradient(
+    dy, x, y, stats, factors, dx, dresidual, n, C,
+    before: tl.constexpr, after: tl.constexpr, add: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    inside, c = i < n, i % C
+    v, g = _passed(dy, x, y, stats, i, c, C, inside, before, after, add)
+    if after and add:
+        tl.store(dresidual + i, g.to(dresidual.dtype.element_ty), mask=inside)
+    middle = tl.load(stats + 2 * C + c)
+    out = g * tl.load(factors + c) + ((v - middle) * tl.load(factors + C + c) + tl.load(factors + 2 * C + c))
+    if before:
+        out = tl.where(tl.load(x + i, mask=inside, other=0.0).to(tl.float32) <= 0, 0.0, out)
+    tl.store(dx + i, out.to(dx.dtype.element_ty), mask=inside)
+
+
+class BatchNormAct(torch.autograd.Function):
+    """[relu](residual + h BN([relu](x))), all (B, C, H, W) in channels_last, fp32 or bf16; weight and bias fp32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        running: tuple[Tensor, Tensor] | tuple[None, None],
+        training: bool,
+        momentum: float,
+        eps: float,
+        before: bool,
+        after: bool,
+        h: float,
+    ) -> Tensor:
+        (M, C, n), y = sizes(x), torch.empty_like(x)
+        stats = torch.empty(4, C, dtype=torch.float32, device=x.device)
+        sums, rows, parts = partial_sums(M, x)
+        _statistics[parts, columns(C)](x, sums, M, C, rows, before, ROWS, COLUMNS)
+        _coefficients[columns(C),](
+            x, sums, weight, bias, *running, stats, M, C, parts, h, eps, momentum, before, running[0] is not None,
+            PARTS, COLUMNS,
+        )  # fmt: skip
+        if running[0] is not None:
+            torch.autograd.graph.increment_version(running)
+        kind = (before, after, residual is not None)
+        _apply[triton.cdiv(n, BLOCK),](x, residual, stats, y, n, C, *kind, BLOCK)
+        ctx.save_for_backward(x, weight, bias, stats, y if after and residual is not None else None)
+        ctx.head, ctx.h, ctx.eps = (x.dtype == torch.bfloat16, *kind), h, eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, stats, y = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 7)
+        (M, C, n), kind = sizes(x), ctx.head[1:]
+        _, after, add = kind
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx, dweight, dbias, factors = (torch.empty_like(t) for t in (x, weight, bias, stats))
+        passed = torch.empty_like(x) if after and add else dy
+        sums, rows, parts = partial_sums(M, x)
+        _reduce[parts, columns(C)](dy, x, y, stats, sums, M, C, rows, *kind, ROWS, COLUMNS)
+        _factors[columns(C),](sums, weight, stats, factors, dweight, dbias, M, C, parts, ctx.h, PARTS, COLUMNS)
+        _gradient[triton.cdiv(n, BLOCK),](dy, x, y, stats, factors, dx, passed, n, C, *kind, BLOCK)
+        return dx, passed if add else None, dweight, dbias, *[None] * 7
+
+
+def sizes(x: Tensor) -> tuple[int, int, int]:
+    """Rows, columns and elements of x."""
+    return x.numel() // x.shape[1], x.shape[1], x.numel()
+
+
+def columns(C: int) -> int:
+    return triton.cdiv(C, COLUMNS)
+
+
+def partial_sums(M: int, x: Tensor) -> tuple[Tensor, int, int]:
+    """Room for (2, parts, C) sums, the rows of a part, and how many parts."""
+    rows = triton.cdiv(triton.cdiv(M, PARTS), ROWS) * ROWS
+    parts = triton.cdiv(M, rows)
+    return torch.empty(2, parts, x.shape[1], dtype=torch.float32, device=x.device), rows, parts

@@ -1,0 +1,114 @@
+import itertools
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from depthlab import fused
+from depthlab.problem import Problem
+
+triton = pytest.importorskip("triton")
+CL = torch.channels_last
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read when triton is imported: a process of their own
+needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs the others")
+def test_interpreted():
+    options = [__file__, "-q", "-k", "double or second", "-p", "no:cacheprovider"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", *options]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+    assert "7 passed" in ran.stdout
+
+
+def images(*shape, dtype):
+    return (torch.randn(shape) + 0.5).to(dtype).to(memory_format=CL).requires_grad_()
+
+
+def error(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("shape", [(3, 16, 5, 7), (2, 24, 8, 8), (20, 3, 32, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_against_double(shape, dtype):
+    kernels = import_module("depthlab.fused.batch_norm_triton")
+    torch.manual_seed(0)
+    for before, after, add in itertools.product((False, True), repeat=3):
+        x, r = images(*shape, dtype=dtype), images(*shape, dtype=dtype) if add else None
+        w, b = (torch.rand(shape[1], requires_grad=True) for _ in range(2))
+        running = (torch.zeros(shape[1]), torch.ones(shape[1]))
+        options = (0.1, 1e-5, before, after, 0.5)
+        y = kernels.BatchNormAct.apply(x, r, w, b, running, True, *options)
+        dy = images(*shape, dtype=dtype).detach()
+        found = [y, *torch.autograd.grad(y, [t for t in (x, r, w, b) if t is not None], dy), *running]
+        x, r, w, b = (None if t is None else t.detach().double().requires_grad_() for t in (x, r, w, b))
+        running = [t.double() for t in (torch.zeros(shape[1]), torch.ones(shape[1]))]
+        z = 0.5 * F.batch_norm(F.relu(x) if before else x, *running, w, b, True, 0.1, 1e-5)
+        z = z if r is None else z + r
+        leaves = [t for t in (x, r, w, b) if t is not None]
+        passed = dy.double() * (y > 0) if after else dy.double()  # what rounding tips over the ReLU is not counted
+        expected = [F.relu(z) if after else z, *torch.autograd.grad(z, leaves, passed), *running]
+        errors = [error(a, b) for a, b in zip(found, expected, strict=True)]
+        assert max(errors[:-4]) < (1e-6 if dtype == torch.float32 else 6e-3)
+        assert max(errors[-4:]) < 2e-5  # gradients of weight and bias, running statistics: small sums of large numbers
+
+
+@needs_interpreter
+def test_second_derivative():
+    kernels = import_module("depthlab.fused.batch_norm_triton")
+    x = images(2, 4, 3, 3, dtype=torch.float32)
+    w, b = torch.ones(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    running = (torch.zeros(4), torch.ones(4))
+
+    def ours(x):
+        return kernels.BatchNormAct.apply(x, None, w, b, running, True, 0.1, 1e-5, False, True, 1.0)
+
+    def theirs(x):
+        return F.relu(F.batch_norm(x, None, None, w, b, True, eps=1e-5))
+
+    twice = []
+    for f in (ours, theirs):
+        (first,) = torch.autograd.grad((f(x) ** 3).sum(), x, create_graph=True)
+        twice.append(torch.autograd.grad((first**2).sum(), x)[0])
+    torch.testing.assert_close(*twice, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_compiles_for_a_gpu():
+    """No GPU is needed to make its machine code: that of an H100 or H200."""
+    kernels = import_module("depthlab.fused.batch_norm_triton")
+    kinds = dict.fromkeys(("x", "y", "residual", "dy", "dx", "dresidual"), "*bf16")
+    kinds |= dict.fromkeys(("sums", "weight", "bias", "stats", "factors", "dweight", "dbias"), "*fp32")
+    kinds |= dict.fromkeys(("running_mean", "running_var"), "*fp32") | dict.fromkeys(("h", "eps", "momentum"), "fp32")
+    constants = {"before": False, "after": True, "add": True, "track": True, "R": 64, "W": 16, "P": 256, "N": 1024}
+    target = import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+    for name in ("_statistics", "_coefficients", "_apply", "_reduce", "_factors", "_gradient"):
+        kernel = getattr(kernels, name)
+        signature = {a: "constexpr" if a in constants else kinds.get(a, "i32") for a in kernel.arg_names}
+        values = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=values)
+        assert triton.compile(source, target=target).asm["cubin"]
+
+
+def test_only_where_it_is_asked_for(monkeypatch):
+    try:
+        assert not fused.switch(None, "bf16-mixed", "cuda", False)
+        assert fused.switch(True, "bf16-mixed", "gpu", False)
+        x, bn = images(2, 16, 4, 4, dtype=torch.float32), torch.nn.BatchNorm2d(16)
+        assert "BatchNormAct" not in str(fused.bn_act(bn, x).grad_fn)  # an image on the CPU stays PyTorch's
+        with pytest.raises(Problem, match=r"trainer\.fused=true is for CPUs and CUDA"):
+            fused.switch(True, "16-mixed", "cuda", False)
+        monkeypatch.setattr("depthlab.fused.cpu.find_spec", lambda name: None)
+        with pytest.raises(Problem, match=r"trainer\.fused=true needs Triton"):
+            fused.switch(True, "32-true", "cuda", False)
+    finally:
+        fused.enable(False)
