@@ -19,7 +19,7 @@ needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the others")
 def test_interpreted():
-    options = [__file__, "-q", "-k", "double or second", "-p", "no:cacheprovider"]
+    options = [__file__, "-k", "double or second", "-p", "no:cacheprovider"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", *options]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
