@@ -86,7 +86,6 @@ struct Strided {
 
     static void input(const V* d, int s, V* o) { o[0] = d[0], o[1] = d[s], o[2] = d[2 * s]; }
     static void output(const V* d, int s, V* o) { o[0] = d[0] + d[s] + d[2 * s]; }
-    static void spread(const V* d, int, V* o) { o[0] = o[1] = o[2] = d[0]; }
 };
 
 struct Spreading {  // dx[2i] = w[1] dy[i], dx[2i + 1] = w[2] dy[i] + w[0] dy[i + 1]; w turned around

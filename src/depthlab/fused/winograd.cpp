@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <type_traits>
+#include <vector>
 
 #include "tiles.h"
 
@@ -256,6 +257,7 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
     const E* from_x = x + begin * T::step * T::step * C;  // about
     const E* from_dy = dy + begin * m * m * K;
     float *v = work, *d = v + C / L * next;
+    std::vector<float> of_block(bias ? K : 0);
     for (n64 start = begin; start < end; start += BLOCK * tiles) {
         const n64 length = std::min<n64>(BLOCK * tiles, end - start), rows = (length + tiles - 1) / tiles;
         for (n64 t = 0; t < length; t++, cut.next()) {
@@ -271,21 +273,25 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
                 both<T::inputs, n, first, count>(e, T::input, put(v + c / L * next));
             });
             each_group<m>(dy, cut.image, cut.row * m, cut.column * m, w.P, w.Q, K, [&](const V* e, n64 k) {
-                both<m, n, first, count>(e, T::spread, put(d + k / L * next));
+                if constexpr (m == 1)
+                    put(d + k / L * next)(0, e[0]);  // what all points multiply
+                else
+                    both<m, n, first, count>(e, T::spread, put(d + k / L * next));
                 if (bias) {
-                    V sum = {};
+                    V sum = load(&of_block[k]);
                     for (int i = 0; i < m * m; i++) sum += e[i];
-                    for (int i = 0; i < L; i++) bias[k + i] += sum[i];
+                    store(&of_block[k], sum);
                 }
             });
         }
+        for (n64 k = 0; bias && k < K; k++) bias[k] += of_block[k], of_block[k] = 0;
         const n64 block = (start - begin) / (BLOCK * tiles) + 1;
         Ahead<false, E> next_x(from_x + block * x_pixels * C, x_pixels * C, count * n);
         Ahead<false, E> next_dy(from_dy + block * y_pixels * K, y_pixels * K, count * n);
         for (int q = 0; q < count * n; q++) {
             next_x.fetch(), next_dy.fetch();
             for (n64 c = 0; c < C; c += 8) {
-                const float *vq = v + c / L * next + q * APART + c % L, *dq = d + q * APART;
+                const float *vq = v + c / L * next + q * APART + c % L, *dq = d + (m == 1 ? 0 : q * APART);
                 float* to = u + (q * C + c) * K;
                 n64 k = 0;
                 for (; k + 2 * L <= K; k += 2 * L, dq += 2 * next)
