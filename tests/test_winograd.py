@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from depthlab import fused
-from depthlab.fused import Conv2d, conv_act, cpu, winograd
+from depthlab.fused import Conv2d, conv_act, conv_bn_act, cpu, winograd
 
 CL = torch.channels_last
 # (B, C, K, H, W); the wide ones sum their weights' gradient row by row of the transformed kernel
@@ -149,6 +149,32 @@ def test_hooks_evaluation_and_no_gradient(on):
     assert torch.equal(conv_act(conv, x), F.relu(y))
     assert len(seen) == hooked + 1
     assert list(conv.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("add", [True, False])
+def test_batch_norm_in_the_weights(stride, bias, relu, add, on, monkeypatch):
+    torch.manual_seed(0)
+    conv, bn = Conv2d(16, 32, 3, padding=1, stride=stride, bias=bias), nn.BatchNorm2d(32)
+    x, r = images(2, 16, 8, 8).detach(), images(2, 32, 8 // stride, 8 // stride).detach() if add else None
+    with torch.no_grad():
+        for values in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+            values.copy_(torch.rand(32) + 0.5)
+        bn.eval()
+        z = 0.5 * copy.deepcopy(bn).double()(copy.deepcopy(conv).double()(x.double()))
+        z = z if r is None else z + r.double()
+        expected, calls = F.relu(z) if relu else z, []
+        monkeypatch.setattr(bn, "forward", lambda x: calls.append(1))
+        for bf16 in (False, True):
+            inputs = [t if t is None or not bf16 else t.bfloat16() for t in (x, r)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                y = conv_bn_act(conv, bn, *inputs, relu, 0.5)
+            assert error(y, expected) < (2e-2 if bf16 else 3e-6)
+        assert not calls
+    monkeypatch.undo()
+    assert "BatchNorm" in str(conv_bn_act(conv, bn, x, None, False).grad_fn)  # with gradients, PyTorch's
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
 from depthlab.architectures.resnet import Subsample, channels
-from depthlab.fused import Conv2d, bn_act
+from depthlab.fused import Conv2d, bn_act, conv_bn_act
 
 SHORTCUTS = ("avgpool_symmetric", "subsample")
 
@@ -55,7 +55,7 @@ class PreActivationBlock(nn.Module):
     def residual(self, x: Tensor) -> Tensor:
         """F(Y), before h."""
         y = x if self.bn1 is None else bn_act(self.bn1, x)
-        return self.conv2(bn_act(self.bn2, self.conv1(y)))
+        return self.conv2(conv_bn_act(self.conv1, self.bn2, y))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(self.shortcut(x), self.residual(x), alpha=self.step_size)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
-from depthlab.fused import Conv2d, bn_act
+from depthlab.fused import Conv2d, bn_act, conv_bn_act
 
 SHORTCUTS = ("subsample", "avgpool_symmetric", "projection", "none")
 
@@ -75,18 +75,18 @@ class Block(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         """What is added to the shortcut, before h."""
-        return self.bn2(self.branch(x))
+        return self.bn2(self.conv2(self.inner(x)))
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual before its last BatchNorm."""
-        return self.conv2(bn_act(self.bn1, self.conv1(x)))
+    def inner(self, x: Tensor) -> Tensor:
+        """Between the two convolutions."""
+        return conv_bn_act(self.conv1, self.bn1, x)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shortcut is None:
-            return bn_act(self.bn2, self.branch(x))
+            return conv_bn_act(self.conv2, self.bn2, self.inner(x))
         if "residual" in vars(self):  # an analysis watches or replaces it
             return F.relu(torch.add(self.shortcut(x), self.residual(x), alpha=self.step_size))
-        return bn_act(self.bn2, self.branch(x), self.shortcut(x), step_size=self.step_size)
+        return conv_bn_act(self.conv2, self.bn2, self.inner(x), self.shortcut(x), step_size=self.step_size)
 
 
 class ResNet(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
-from depthlab.fused import Conv2d, bn_act
+from depthlab.fused import Conv2d, conv_bn_act
 
 GROUPS = ((64, 64), (128, 128), (256, 256, 256))
 
@@ -56,6 +56,6 @@ class VGG9(nn.Module):
         for group in self.groups:
             units = list(group)
             for conv, bn in zip(units[::3], units[1::3]):  # each with its ReLU
-                x = bn_act(bn, conv(x))
+                x = conv_bn_act(conv, bn, x)
             x = F.max_pool2d(x, 2)  # 32 -> 16 -> 8 -> 4
         return self.classifier(F.relu(self.hidden_bn(self.hidden(x.flatten(1)))))
