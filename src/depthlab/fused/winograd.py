@@ -75,8 +75,8 @@ def output(x: Tensor, w: Tensor, stride: int) -> Tensor:
 def convolve(
     x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, relu: bool, training: bool, residual: Tensor | None = None
 ) -> Tensor:
-    """y (B, K, P, Q) = [relu]([residual +] x (B, C, H, W) * w (K, C, 3, 3) + bias), images in channels_last; the fastest
-    way unless `training`."""
+    """y (B, K, P, Q) = [relu]([residual +] x (B, C, H, W) * w (K, C, 3, 3) + bias), images in channels_last; unless
+    `training`, as fast as it goes."""
     (B, C, H, W), (_, K, P, Q) = x.shape, y.shape
     m = 1 if (P, Q) != (H, W) else TILE[x.dtype] if training else 4
     sizes = (H, W, P, Q, C, K, m, x.dtype == torch.bfloat16, not training, False, relu)
