@@ -3,6 +3,8 @@ neither takes them."""
 
 import ctypes
 import functools
+import sys
+from importlib import import_module
 from math import lcm
 from typing import Any
 
@@ -78,11 +80,7 @@ def fused(
         if bn.momentum is None:  # a cumulative mean
             momentum = 1 / int(bn.num_batches_tracked)
     running = (bn.running_mean, bn.running_var) if bn.track_running_stats else (None, None)
-    if x.device.type == "cpu":
-        function = BatchNormAct
-    else:
-        from depthlab.fused.batch_norm_triton import BatchNormAct as function
-    return function.apply(
+    return BatchNormAct.apply(
         x, residual, bn.weight, bn.bias, running, bn.training, momentum, bn.eps, before, after, step_size
     )
 
@@ -100,54 +98,81 @@ def kernel() -> ctypes.CDLL:
     return library
 
 
+Kind = tuple[bool, bool, bool]  # a ReLU before, one after, something added
+Running = tuple[Tensor, Tensor] | tuple[None, None]  # mean and variance
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    running: Running,
+    training: bool,
+    momentum: float,
+    eps: float,
+    kind: Kind,
+    h: float,
+) -> tuple[Tensor, Tensor]:
+    """y, and the statistics that `backward` needs."""
+    y, stats = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float64, device="cpu")
+    inputs, outputs = cpu.pointers(x, residual, weight, bias), cpu.pointers(*running, y, stats)
+    kernel().depthlab_forward(*head(x, kind), *inputs, h, eps, momentum, *outputs[:2], training, *outputs[2:])
+    return y, stats
+
+
+def backward(
+    dy: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, stats: Tensor, kind: Kind, h: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, residual, weight and bias."""
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    passed = dy if y is None else torch.empty_like(x)
+    inputs, outputs = cpu.pointers(dy, x, y, weight, bias), cpu.pointers(stats, dx, passed, dweight, dbias)
+    kernel().depthlab_backward(*head(x, kind), *inputs, h, *outputs)
+    return dx, passed, dweight, dbias
+
+
+def head(x: Tensor, kind: Kind) -> tuple[int, ...]:
+    """The first arguments of both functions of batch_norm.cpp."""
+    width, plane = layout(x)
+    return (x.dtype == torch.bfloat16, *kind, x.numel(), width, x.shape[1], plane, torch.get_num_threads())
+
+
+def back_end(x: Tensor) -> Any:
+    """The module whose `forward` and `backward` take x."""
+    return sys.modules[__name__] if x.device.type == "cpu" else import_module("depthlab.fused.batch_norm_triton")
+
+
 class BatchNormAct(torch.autograd.Function):
-    """[relu](residual + h BN([relu](x))), see batch_norm.cpp."""
+    """[relu](residual + h BN([relu](x)))"""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        running: tuple[Tensor, Tensor] | tuple[None, None],
-        training: bool,
-        momentum: float,
-        eps: float,
-        before: bool,
-        after: bool,
-        h: float,
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, running: Running, *options: Any
     ) -> Tensor:
-        y, stats = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float64, device="cpu")
-        kind, width, plane = (x.dtype == torch.bfloat16, before, after, residual is not None), *layout(x)
-        ctx.head = (*kind, x.numel(), width, x.shape[1], plane, torch.get_num_threads())
-        inputs, outputs = cpu.pointers(x, residual, weight, bias), cpu.pointers(*running, y, stats)
-        kernel().depthlab_forward(*ctx.head, *inputs, h, eps, momentum, *outputs[:2], training, *outputs[2:])
+        training, momentum, eps, before, after, h = options
+        kind = (before, after, residual is not None)
+        y, stats = back_end(x).forward(x, residual, weight, bias, running, training, momentum, eps, kind, h)
         if training and running[0] is not None:
             torch.autograd.graph.increment_version(running)
-        ctx.h, ctx.eps = h, eps
+        ctx.kind, ctx.h, ctx.eps = kind, h, eps
         ctx.save_for_backward(x, weight, bias, stats, y if after and residual is not None else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats, y = ctx.saved_tensors
-        after, add = ctx.head[2:4]
         if torch.is_grad_enabled():  # create_graph: PyTorch's operations, which can be differentiated once more
             return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 7)
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
-        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        masked = torch.empty_like(x) if y is not None else None
-        inputs, outputs = cpu.pointers(dy, x, y, weight, bias), cpu.pointers(stats, dx, masked, dweight, dbias)
-        kernel().depthlab_backward(*ctx.head, *inputs, ctx.h, *outputs)
-        dresidual = (masked if after else dy) if add else None
-        return dx, dresidual, dweight, dbias, *[None] * 7
+        dx, passed, dweight, dbias = back_end(x).backward(dy, x, y, weight, bias, stats, ctx.kind, ctx.h)
+        return dx, passed if ctx.kind[2] else None, dweight, dbias, *[None] * 7
 
 
 def differentiable(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None) -> tuple:
     """The gradients of x, residual, weight and bias, with a graph of their own."""
-    before, after, add = ctx.head[1:4]
+    before, after, add = ctx.kind
     z = F.batch_norm(F.relu(x) if before else x, None, None, weight, bias, training=True, eps=ctx.eps)
     if y is not None:
         dy = dy * (y > 0)

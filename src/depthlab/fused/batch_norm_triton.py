@@ -8,14 +8,12 @@ Its results are tested with Triton's interpreter, and it is compiled for a GPU o
 (tests/test_triton.py); not yet run nor timed on one, so that only trainer.fused=true takes it there.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from depthlab.fused.batch_norm import differentiable
+from depthlab.fused.batch_norm import Kind, Running
 
 ROWS, COLUMNS, PARTS = 64, 16, 256  # of x at once; parts of the rows at most, as a power of two
 BLOCK = 1024  # elements that are written at once
@@ -150,55 +148,41 @@ def _gradient(
     tl.store(dx + i, out.to(dx.dtype.element_ty), mask=inside)
 
 
-class BatchNormAct(torch.autograd.Function):
-    """[relu](residual + h BN([relu](x))), all (B, C, H, W) in channels_last, fp32 or bf16; weight and bias fp32."""
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    running: Running,
+    training: bool,
+    momentum: float,
+    eps: float,
+    kind: Kind,
+    h: float,
+) -> tuple[Tensor, Tensor]:
+    """As of batch_norm.py, in training: y and the statistics. Images fp32 or bf16 in channels_last, the others fp32."""
+    (M, C, n), y = sizes(x), torch.empty_like(x)
+    stats = torch.empty(4, C, dtype=torch.float32, device=x.device)
+    sums, rows, parts = partial_sums(M, x)
+    _statistics[parts, columns(C)](x, sums, M, C, rows, kind[0], ROWS, COLUMNS)
+    options = (h, eps, momentum, kind[0], running[0] is not None, PARTS, COLUMNS)
+    _coefficients[columns(C),](x, sums, weight, bias, *running, stats, M, C, parts, *options)
+    _apply[triton.cdiv(n, BLOCK),](x, residual, stats, y, n, C, *kind, BLOCK)
+    return y, stats
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        running: tuple[Tensor, Tensor] | tuple[None, None],
-        training: bool,
-        momentum: float,
-        eps: float,
-        before: bool,
-        after: bool,
-        h: float,
-    ) -> Tensor:
-        (M, C, n), y = sizes(x), torch.empty_like(x)
-        stats = torch.empty(4, C, dtype=torch.float32, device=x.device)
-        sums, rows, parts = partial_sums(M, x)
-        _statistics[parts, columns(C)](x, sums, M, C, rows, before, ROWS, COLUMNS)
-        _coefficients[columns(C),](
-            x, sums, weight, bias, *running, stats, M, C, parts, h, eps, momentum, before, running[0] is not None,
-            PARTS, COLUMNS,
-        )  # fmt: skip
-        if running[0] is not None:
-            torch.autograd.graph.increment_version(running)
-        kind = (before, after, residual is not None)
-        _apply[triton.cdiv(n, BLOCK),](x, residual, stats, y, n, C, *kind, BLOCK)
-        ctx.save_for_backward(x, weight, bias, stats, y if after and residual is not None else None)
-        ctx.head, ctx.h, ctx.eps = (x.dtype == torch.bfloat16, *kind), h, eps
-        return y
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, stats, y = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph
-            return (*differentiable(ctx, dy, x, weight, bias, y), *[None] * 7)
-        (M, C, n), kind = sizes(x), ctx.head[1:]
-        _, after, add = kind
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        dx, dweight, dbias, factors = (torch.empty_like(t) for t in (x, weight, bias, stats))
-        passed = torch.empty_like(x) if after and add else dy
-        sums, rows, parts = partial_sums(M, x)
-        _reduce[parts, columns(C)](dy, x, y, stats, sums, M, C, rows, *kind, ROWS, COLUMNS)
-        _factors[columns(C),](sums, weight, stats, factors, dweight, dbias, M, C, parts, ctx.h, PARTS, COLUMNS)
-        _gradient[triton.cdiv(n, BLOCK),](dy, x, y, stats, factors, dx, passed, n, C, *kind, BLOCK)
-        return dx, passed if add else None, dweight, dbias, *[None] * 7
+def backward(
+    dy: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, stats: Tensor, kind: Kind, h: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As of batch_norm.py: gradients of x, residual, weight and bias."""
+    M, C, n = sizes(x)
+    dx, dweight, dbias, factors = (torch.empty_like(t) for t in (x, weight, bias, stats))
+    passed = dy if y is None else torch.empty_like(x)
+    sums, rows, parts = partial_sums(M, x)
+    _reduce[parts, columns(C)](dy, x, y, stats, sums, M, C, rows, *kind, ROWS, COLUMNS)
+    _factors[columns(C),](sums, weight, stats, factors, dweight, dbias, M, C, parts, h, PARTS, COLUMNS)
+    _gradient[triton.cdiv(n, BLOCK),](dy, x, y, stats, factors, dx, passed, n, C, *kind, BLOCK)
+    return dx, passed, dweight, dbias
 
 
 def sizes(x: Tensor) -> tuple[int, int, int]:
