@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from depthlab import MultilevelResNet, Plain11, ResNet, SimpleNet, fused
 from depthlab.architectures import VGG9
-from depthlab.fused import act_bn, bn_act, cpu, winograd
+from depthlab.fused import act_bn, avg_pool, bn_act, cpu, winograd
 from depthlab.fused import batch_norm as kernel
 from depthlab.problem import Problem
 
@@ -323,6 +323,22 @@ def test_gradient_as_exact_as_pytorchs(name, on):
             )
             ratios[bf16].append(((found - true).norm() / (expected - true).norm()).item())
     assert max(statistics.median(found) for found in ratios.values()) <= 1.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_average_pooling(dtype, on):
+    """The same bits as PyTorch's, and a second derivative."""
+    for shape in ((2, 5, 8, 6), (1, 16, 2, 2), (2, 3, 5, 4)):
+        x = torch.randn(shape).to(dtype).to(memory_format=CL).requires_grad_()
+        y, expected = avg_pool(x), F.avg_pool2d(x, 2)
+        assert ("AvgPoolBackward" in str(y.grad_fn)) == (shape[2] % 2 == 0)
+        dy = torch.randn_like(y)
+        assert torch.equal(y, expected)
+        gradient, theirs = (torch.autograd.grad(z, x, dy)[0] for z in (y, expected))
+        assert torch.equal(gradient, theirs)
+        assert gradient.is_contiguous(memory_format=CL)
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64).to(memory_format=CL).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: avg_pool(x) ** 2, x)
 
 
 # ---- the build

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthlab.architectures.init import check_batch_norm, initialise
-from depthlab.fused import Conv2d, act_bn
+from depthlab.fused import Conv2d, act_bn, avg_pool
 
 BLOCKS = ((64, 64), (128, 128, 128), (256, 256, 256), (512,))
 
@@ -65,7 +65,7 @@ class Plain11(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for k, block in enumerate(self.blocks):
             if k > 0:
-                x = F.avg_pool2d(x, 2)  # 32 -> 16 -> 8 -> 4
+                x = avg_pool(x)  # 32 -> 16 -> 8 -> 4
             x = block(x)
         x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (B, 512); not mean: its gradient keeps channels_last
         x = self.hidden_bn(F.relu(self.hidden(x)))

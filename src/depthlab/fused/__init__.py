@@ -5,6 +5,7 @@
     bn_act(bn, x, residual, step_size=h)   relu(residual + h BN(x)): He's, Chang's blocks  batch_norm.py
     act_bn(bn, x)                          BN(relu(x)): Plain-11
     conv_bn_act(conv, bn, x, ...)          bn_act(bn, conv(x), ...)                        conv_bn.py
+    avg_pool(x)                            F.avg_pool2d(x, 2)                              pool.py
 
 Same parameters, same state dict, same mathematics. With `enable(True)` a CPU takes winograd.cpp (at stride 1 2.25 times
 fewer multiplications in fp32, 4 times in bf16) and, in training and without gradients, batch_norm.cpp (two passes over
@@ -23,10 +24,11 @@ import torch
 from depthlab.fused.batch_norm import act_bn, bn_act
 from depthlab.fused.conv_bn import conv_bn_act
 from depthlab.fused.cpu import enable, enabled
+from depthlab.fused.pool import avg_pool
 from depthlab.fused.winograd import Conv2d, conv_act
 from depthlab.problem import Problem
 
-__all__ = ["Conv2d", "act_bn", "bn_act", "conv_act", "conv_bn_act", "enable", "enabled", "switch"]
+__all__ = ["Conv2d", "act_bn", "avg_pool", "bn_act", "conv_act", "conv_bn_act", "enable", "enabled", "switch"]
 
 
 def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool) -> bool:
