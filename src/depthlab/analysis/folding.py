@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from depthlab.analysis import evaluating, like
 from depthlab.analysis.winograd import Chain, Convolution
 from depthlab.fused import winograd as kernels
+from depthlab.fused.conv_bn import folded
 
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)
@@ -153,12 +154,7 @@ class Folded:
         w = values[args[1].name]
         b = values[args[2].name] if len(args) > 2 and args[2] is not None else None
         if layer.bn is not None:
-            gamma, beta, mean, var = (None if node is None else values[node.name] for node in layer.bn[:4])
-            s = (var.clamp_min(0) + layer.bn[4]).rsqrt()  # a point between two runs may have var < 0
-            s = s if gamma is None else s * gamma
-            b = (-mean if b is None else b - mean) * s
-            b = b if beta is None else b + beta
-            w = w * s.view(-1, *[1] * (w.ndim - 1))
+            w, b = folded(w, b, *(None if node is None else values[node.name] for node in layer.bn[:4]), layer.bn[4])
         if layer.scale != 1.0:
             w, b = w * layer.scale, None if b is None else b * layer.scale
         return w.to(self.dtype), None if b is None else b.to(self.dtype)

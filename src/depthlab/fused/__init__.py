@@ -15,7 +15,7 @@ functorch's transforms, forward-mode and second derivatives, torch.compile, Sync
 
 The error of a network's whole gradient against double is at most 1.2 times PyTorch's own: of NCHW in fp32, of
 channels_last in bf16 (tests/test_fused.py). In bf16 nearly all of it comes from the forward pass, which therefore
-multiplies in fp32; the two gradients multiply pairs of bf16 at twice the speed, and change it by less than a tenth.
+multiplies in fp32; the two gradients multiply pairs of bf16 at twice the speed.
 What each operation gains: results/benchmark/fused.md.
 """
 

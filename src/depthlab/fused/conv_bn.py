@@ -1,6 +1,6 @@
 """Convolution, BatchNorm, shortcut, ReLU; in evaluation without gradients one kernel, BatchNorm folded into weights:
 
-    h BN(w * x + b) = (s w) * x + s (b - mean) + h beta,   s = h gamma / sqrt(var + eps)
+    BN(w * x + b) = (s w) * x + (b - mean) s + beta,   s = gamma / sqrt(var + eps)
 
 In training, and where winograd.cpp does not take the convolution, the convolution and then `bn_act`.
 """
@@ -26,11 +26,25 @@ def conv_bn_act(
         x = x.to(arithmetic(x))
         y = output(x, conv.weight, conv.stride[0])
         if residual is None or like(residual, y):
-            scale = step_size * bn.weight * (bn.running_var + bn.eps).rsqrt()
-            mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
-            w, shift = conv.weight * scale.view(-1, 1, 1, 1), step_size * bn.bias - mean * scale
-            return convolve(x, w, shift, y, relu, training=False, residual=residual)
+            w, b = folded(conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
+            return convolve(x, w * step_size, b * step_size, y, relu, training=False, residual=residual)
     return bn_act(bn, conv(x), residual, relu, step_size)
+
+
+def folded(
+    w: Tensor,
+    b: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Weight (K, ...) and bias (K,) with BatchNorm in them."""
+    s = (var.clamp_min(0) + eps).rsqrt()  # a point between two runs may have var < 0
+    s = s if gamma is None else s * gamma
+    b = (-mean if b is None else b - mean) * s
+    return w * s.view(-1, *[1] * (w.ndim - 1)), b if beta is None else b + beta
 
 
 def foldable(conv: nn.Module, bn: nn.Module) -> bool:

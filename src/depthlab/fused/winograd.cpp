@@ -405,9 +405,11 @@ void transform(const Layer& l, float* u) {
     choose(l, [&](auto tile, auto, auto pairs) { kernel<decltype(tile), pairs>(l, u); });
 }
 
-// dy where y > 0, else 0
-template <class E> void mask(const E* dy, const E* y, E* to, n64 count) {
-    for (n64 i = 0; i < count; i += L) store(to + i, zero_where(load(y + i) <= 0.f, load(dy + i)));
+// dy where y > 0, else 0, of `count` numbers from `first` on
+template <class E> void mask(const void* dy, const void* y, void* to, n64 first, n64 count) {
+    for (n64 i = first; i < first + count; i += L)
+        store(static_cast<E*>(to) + i,
+              zero_where(load(static_cast<const E*>(y) + i) <= 0.f, load(static_cast<const E*>(dy) + i)));
 }
 
 float* floats(n64 count) { return static_cast<float*>(std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)); }
@@ -449,12 +451,7 @@ extern "C" void depthlab_winograd_backward(const Layer* dx, const Weight* w, n64
         float* own = dx ? floats(dx->work()) : nullptr;
         if (dx) transform(*dx, u);
         const auto before = [&](n64 at, n64 count) {
-            if (y && half)
-                mask(static_cast<const bf16*>(dy) + at * image, static_cast<const bf16*>(y) + at * image,
-                     static_cast<bf16*>(masked) + at * image, count * image);
-            else if (y)
-                mask(static_cast<const float*>(dy) + at * image, static_cast<const float*>(y) + at * image,
-                     static_cast<float*>(masked) + at * image, count * image);
+            if (y) (half ? mask<bf16> : mask<float>)(dy, y, masked, at * image, count * image);
             if (dx) through(*dx, u, 0, at, count, own);
         };
         if (w) {
