@@ -328,10 +328,10 @@ def test_gradient_as_exact_as_pytorchs(name, on):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_average_pooling(dtype, on):
     """The same bits as PyTorch's, and a second derivative."""
-    for shape in ((2, 5, 8, 6), (1, 16, 2, 2), (2, 3, 5, 4)):
+    for shape, size in (((2, 5, 8, 6), (2, 2)), ((1, 16, 2, 2), (2, 2)), ((2, 3, 5, 4), (2, 2)), ((2, 16, 6, 3), (6, 3))):
         x = torch.randn(shape).to(dtype).to(memory_format=CL).requires_grad_()
-        y, expected = avg_pool(x), F.avg_pool2d(x, 2)
-        assert ("AvgPoolBackward" in str(y.grad_fn)) == (shape[2] % 2 == 0)
+        y, expected = avg_pool(x, size), F.avg_pool2d(x, size)
+        assert ("AvgPoolBackward" in str(y.grad_fn)) == (shape[2] % size[0] == 0)
         dy = torch.randn_like(y)
         assert torch.equal(y, expected)
         gradient, theirs = (torch.autograd.grad(z, x, dy)[0] for z in (y, expected))

@@ -67,6 +67,6 @@ class Plain11(nn.Module):
             if k > 0:
                 x = avg_pool(x)  # 32 -> 16 -> 8 -> 4
             x = block(x)
-        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (B, 512); not mean: its gradient keeps channels_last
+        x = avg_pool(x, x.shape[2:]).flatten(1)  # (B, 512); not mean: its gradient keeps channels_last
         x = self.hidden_bn(F.relu(self.hidden(x)))
         return self.classifier(x)

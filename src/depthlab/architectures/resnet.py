@@ -151,5 +151,5 @@ class ResNet(nn.Module):
         x = bn_act(self.stem_bn, self.stem(x))
         for stage in self.stages:
             x = stage(x)
-        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # not mean: its gradient keeps the strides, see Subsample
+        x = avg_pool(x, x.shape[2:]).flatten(1)  # not mean: its gradient keeps the strides, see Subsample
         return self.classifier(x)

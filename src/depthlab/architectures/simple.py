@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from depthlab.architectures.init import initialise
 from depthlab.architectures.resnet import Subsample, channels
 from depthlab.equivalence import id_entries
-from depthlab.fused import Conv2d, conv_act
+from depthlab.fused import Conv2d, avg_pool, conv_act
 
 
 class Layer(nn.Module):
@@ -144,7 +144,7 @@ class SimpleNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers():
             x = layer(x)
-        return self.classifier(F.avg_pool2d(x, x.shape[2:]).flatten(1))  # not mean, see resnet.py
+        return self.classifier(avg_pool(x, x.shape[2:]).flatten(1))  # not mean, see resnet.py
 
 
 def identity(channels_in: int, channels_out: int) -> nn.Module:

@@ -5,7 +5,7 @@
     bn_act(bn, x, residual, step_size=h)   relu(residual + h BN(x)): He's, Chang's blocks  batch_norm.py
     act_bn(bn, x)                          BN(relu(x)): Plain-11
     conv_bn_act(conv, bn, x, ...)          bn_act(bn, conv(x), ...)                        conv_bn.py
-    avg_pool(x)                            F.avg_pool2d(x, 2)                              pool.py
+    avg_pool(x, size=(2, 2))               F.avg_pool2d(x, size)                           pool.py
 
 Same parameters, same state dict, same mathematics. With `enable(True)` a CPU takes winograd.cpp (at stride 1 2.25 times
 fewer multiplications in fp32, 4 times in bf16) and, in training and without gradients, batch_norm.cpp (two passes over

@@ -350,13 +350,17 @@ void weight(const Weight& w, int me, int all, n64 begin, n64 end, n64 few, Befor
                             store(to, load(to) + T::G[row + a][i] * right[j]);
                         }
                 }
-                if (row + rows == n)
-                    for (int i = 0; i < 9; i++) {
-                        float* to = w.dw + k * w.strides[0] + c * w.strides[1] + i / 3 * w.strides[2] + i % 3 * w.strides[3];
-                        for (int l = 0; l < L; l++) to[l * w.strides[0]] = sum[(i * C + c) * K + k + l];
-                    }
             }
     }
+#pragma omp for collapse(2)
+    for (n64 k = 0; k < K; k += L)  // L x L numbers at once: dw may lie the other way round
+        for (n64 c = 0; c < C; c += L)
+            for (int i = 0; i < 9; i++) {
+                const float* from = sum + (i * C + c) * K + k;
+                float* to = w.dw + k * w.strides[0] + c * w.strides[1] + i / 3 * w.strides[2] + i % 3 * w.strides[3];
+                for (int a = 0; a < L; a++)
+                    for (int b = 0; b < L; b++) to[a * w.strides[0] + b * w.strides[1]] = from[b * K + a];
+            }
     if (w.db && me == 0)
         for (n64 k = 0; k < K; k++) {
             double total = 0;
