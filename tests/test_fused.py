@@ -328,7 +328,7 @@ def test_gradient_as_exact_as_pytorchs(name, on):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_average_pooling(dtype, on):
     """The same bits as PyTorch's, and a second derivative."""
-    for shape, size in (((2, 5, 8, 6), (2, 2)), ((1, 16, 2, 2), (2, 2)), ((2, 3, 5, 4), (2, 2)), ((2, 16, 6, 3), (6, 3))):
+    for shape, size in (((2, 5, 8, 6), (2, 2)), ((2, 3, 5, 4), (2, 2)), ((2, 16, 6, 3), (6, 3))):
         x = torch.randn(shape).to(dtype).to(memory_format=CL).requires_grad_()
         y, expected = avg_pool(x, size), F.avg_pool2d(x, size)
         assert ("AvgPoolBackward" in str(y.grad_fn)) == (shape[2] % size[0] == 0)

@@ -25,7 +25,7 @@ def test_interpreted():
     command = [sys.executable, "-m", "pytest", *options]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
-    assert "6 passed" in ran.stdout
+    assert "7 passed" in ran.stdout
 
 
 def images(*shape, dtype):
@@ -62,6 +62,28 @@ def test_against_double(shape, dtype, monkeypatch):
         assert max(errors[-4:]) < 2e-5  # gradients of weight and bias, running statistics: small sums of large numbers
 
 
+@needs_interpreter
+def test_double_check(monkeypatch):
+    """A device is tried before it is trusted."""
+    kernels, device = import_module("depthlab.fused.batch_norm_triton"), torch.device("cpu")
+    for dtype, kind in itertools.product((torch.float32, torch.bfloat16), itertools.product((False, True), repeat=3)):
+        assert kernels.works(device, dtype, kind)
+        assert kernels.difference(device, dtype, kind) < (1e-5 if dtype == torch.float32 else 0.01)
+    kernels.works.cache_clear()
+    gradients = kernels.backward
+    monkeypatch.setattr(kernels, "backward", lambda *given: [1.1 * t for t in gradients(*given)])
+    with pytest.warns(UserWarning, match="differ from PyTorch's by 10 %"):
+        assert not kernels.works(device, torch.float32, (False, True, True))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter needs no GPU")
+def test_without_a_driver():
+    kernels = import_module("depthlab.fused.batch_norm_triton")
+    kernels.works.cache_clear()
+    with pytest.warns(UserWarning, match="no Triton on cpu: .*; PyTorch's own are used"):
+        assert not kernels.works(torch.device("cpu"), torch.float32, (False, True, True))
+
+
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_compiles_for_a_gpu():
@@ -82,8 +104,10 @@ def test_compiles_for_a_gpu():
 
 def test_only_where_it_is_asked_for(monkeypatch):
     try:
-        assert not fused.switch(None, "bf16-mixed", "cuda", False)
-        assert fused.switch(True, "bf16-mixed", "gpu", False)
+        assert not fused.switch(None, "32-true", "cuda", False)
+        assert not fused.switch(False, "bf16-mixed", "cuda", False)
+        assert fused.switch(True, "32-true", "cuda", False)
+        assert fused.switch(None, "bf16-mixed", "gpu", False)
         x, bn = images(2, 16, 4, 4, dtype=torch.float32), torch.nn.BatchNorm2d(16)
         assert "BatchNormAct" not in str(fused.bn_act(bn, x).grad_fn)  # an image on the CPU stays PyTorch's
         with pytest.raises(Problem, match=r"trainer\.fused=true is for CPUs and CUDA"):

@@ -9,9 +9,10 @@
 
 Same parameters, same state dict, same mathematics. With `enable(True)` a CPU takes winograd.cpp (at stride 1 2.25 times
 fewer multiplications in fp32, 4 times in bf16) and, in training and without gradients, batch_norm.cpp (two passes over
-memory each way; sums in double, where PyTorch's in channels_last lose three digits). With trainer.fused=true a GPU
-takes batch_norm_triton.py. PyTorch's own are taken in everything else: other devices, types, shapes and strides,
-functorch's transforms, forward-mode and second derivatives, torch.compile, SyncBatchNorm, hooks, no compiler.
+memory each way; sums in double, where PyTorch's in channels_last lose three digits). A GPU takes batch_norm_triton.py:
+in bf16 (trainer=fast), or with trainer.fused=true; once it has got small images right. PyTorch's own are taken in
+everything else: other devices, types, shapes and strides, functorch's transforms, forward-mode and second derivatives,
+torch.compile, SyncBatchNorm, hooks, no compiler.
 
 The error of a network's whole gradient against double is at most 1.2 times PyTorch's own: of NCHW in fp32, of
 channels_last in bf16 (tests/test_fused.py). In bf16 nearly all of it comes from the forward pass, which therefore
@@ -41,7 +42,8 @@ def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool
     here = ("cpu" if found is None else found.type) if accelerator == "auto" else accelerator
     device = "cuda" if here in ("cuda", "gpu") else here
     takes = device in ("cpu", "cuda") and precision in ("32-true", "bf16-mixed") and not compiled
-    on = enable(takes and wanted is not False and (device == "cpu" or bool(wanted)), device)
+    helps = device == "cpu" or precision == "bf16-mixed"
+    on = enable(takes and (helps if wanted is None else wanted), device)
     if wanted and not on:
         needed = "needs a C++ compiler" if device == "cpu" else "needs Triton"
         reason = needed if takes else "is for CPUs and CUDA, precision=32-true or bf16-mixed, compile=false"

@@ -21,7 +21,7 @@ def bn_act(
     bn: nn.Module, x: Tensor, residual: Tensor | None = None, relu: bool = True, step_size: float = 1.0
 ) -> Tensor:
     """[relu](residual + step_size bn(x)), (B, C, H, W) each."""
-    if cpu.enabled() and taken(bn, x, residual):
+    if cpu.enabled() and taken(bn, x, residual, False, relu):
         return fused(bn, x, residual, False, relu, step_size)
     y = bn(x)
     if residual is not None:
@@ -33,12 +33,12 @@ def bn_act(
 
 def act_bn(bn: nn.Module, x: Tensor) -> Tensor:
     """bn(relu(x)), (B, C, H, W)."""
-    if cpu.enabled() and taken(bn, x, None):
+    if cpu.enabled() and taken(bn, x, None, True, False):
         return fused(bn, x, None, True, False, 1.0)
     return bn(F.relu(x))
 
 
-def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
+def taken(bn: nn.Module, x: Tensor, residual: Tensor | None, before: bool, after: bool) -> bool:
     """Whether the kernel computes this call."""
     return (
         type(bn) is nn.BatchNorm2d
@@ -52,6 +52,7 @@ def taken(bn: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
         and cpu.floats(bn.weight, bn.bias, bn.running_mean, bn.running_var)
         and (residual is None or like(residual, x))
         and not cpu.hooked(bn)
+        and (x.device.type == "cpu" or back_end(x).works(x.device, x.dtype, (before, after, residual is not None)))
     )
 
 

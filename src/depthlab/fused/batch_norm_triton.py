@@ -5,10 +5,14 @@ rows (no atomics: the same bits every time), their total per channel, and one pa
 differences from the first row, fp32 over a part, double over parts.
 
 Its results are tested with Triton's interpreter, and it is compiled for a GPU of compute capability 9.0
-(tests/test_triton.py); not yet run nor timed on one, so that only trainer.fused=true takes it there.
+(tests/test_triton.py); it has not been timed on one. A device must first get small images right (`works`).
 """
 
+import functools
+import warnings
+
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -199,3 +203,36 @@ def partial_sums(M: int, x: Tensor) -> tuple[Tensor, int, int]:
     rows = triton.cdiv(triton.cdiv(M, PARTS), ROWS) * ROWS
     parts = triton.cdiv(M, rows)
     return torch.empty(2, parts, x.shape[1], dtype=torch.float32, device=x.device), rows, parts
+
+
+@functools.cache
+def works(device: torch.device, dtype: torch.dtype, kind: Kind) -> bool:
+    """Whether the device computes what PyTorch's operations do, tried on small images. Says once where it does not."""
+    try:
+        if (found := difference(device, dtype, kind)) < 0.02:  # bf16: 0.004
+            return True
+        reason = f"its results differ from PyTorch's by {100 * found:.0f} %"
+    except Exception as error:  # no driver, no C compiler, no place to write, a GPU too old: Triton's words for each
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    warnings.warn(f"fused operations: no Triton on {device}: {reason}; PyTorch's own are used", stacklevel=4)
+    return False
+
+
+def difference(device: torch.device, dtype: torch.dtype, kind: Kind) -> float:
+    """The largest norm of an output's difference from PyTorch's in fp32, relative to the output's."""
+    before, after, add = kind
+    wave = torch.arange(4 * 16 * 8 * 8, dtype=torch.float32, device=device)
+    images = [(f * wave).sin().view(4, 16, 8, 8).to(dtype) for f in (0.7, 1.3, 2.9)]
+    x, residual, dy = (image.contiguous(memory_format=torch.channels_last) for image in images)
+    w, b, mean, var = wave[:16] / 8 - 1, wave[16:32] / 32, wave[:16] / 16, wave[1:17] / 16
+    running = mean.clone(), var.clone()
+    y, stats = forward(x, residual if add else None, w, b, running, True, 0.1, 1e-5, kind, 0.5)
+    ours = [y, *backward(dy, x, y if after and add else None, w, b, stats, kind, 0.5), *running]
+    with torch.enable_grad():
+        x, residual, w, b = leaves = [t.detach().float().requires_grad_() for t in (x, residual, w, b)]
+        z = 0.5 * F.batch_norm(F.relu(x) if before else x, mean, var, w, b, True, 0.1, 1e-5)
+        z = z + residual if add else z
+        z = F.relu(z) if after else z
+        gradients = torch.autograd.grad(z, leaves, dy.float(), allow_unused=True)
+    pairs = [(a, b) for a, b in zip(ours, [z, *gradients, mean, var], strict=True) if b is not None]
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
