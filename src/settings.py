@@ -57,7 +57,7 @@ class Data(Section):
     classes: Positive | None
     size: Positive | None
     batch_size: Positive
-    eval_batch_size: Positive
+    eval_batch_size: Positive | None
     val_size: Natural
     drop_last: bool
     mean: list[float] | None = Field(min_length=3, max_length=3)

@@ -93,8 +93,8 @@ class Ours:
 
     def evaluation(self, device: torch.device) -> float:
         """Seconds to evaluate an image, of the second of two batches."""
-        of, data = self.config["data"], self.parts.data
-        x = torch.randn(of["eval_batch_size"], 3, data.image_size, data.image_size, device=device)
+        data = self.parts.data
+        x = torch.randn(data.evaluated_at_once(device), 3, data.image_size, data.image_size, device=device)
         x = x.contiguous(memory_format=getattr(torch, f"{data.memory_format}_format", torch.channels_last))
         watch, bf16 = Stopwatch(device), self.config["trainer"]["precision"] == "bf16-mixed"
         self.net.eval()

@@ -158,6 +158,6 @@ def choose(data: ImageData, split: str = "test", images: int | None = None, devi
         kept = some if kept is None else kept[some]
     if kept is not None:
         x, y = x[kept.numpy()], y[kept.numpy()]
-    size, strides = data.eval_batch_size, data.memory_format
+    size, strides = data.eval_batch_size or 500, data.memory_format
     x, y = (torch.from_numpy(array).to(device) for array in (x, y))
     return Batches(x, y, size, mean=data.mean, std=data.std, memory_format=strides)

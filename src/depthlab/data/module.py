@@ -20,7 +20,8 @@ class ImageData(LightningDataModule):
         source: "cifar10", "cifar100", "stl10", "digits" or "imagefolder".
         dir: data folder; None for the environment variable DEPTHLAB_DATA, or else "data".
         classes, size: what the arrays are checked against; None takes what they have. `imagefolder` resizes to `size`.
-        batch_size, eval_batch_size: of all devices together.
+        batch_size, eval_batch_size: of all devices together; None evaluates 250 at once on a CPU, in whose cache their
+            activations stay, else 500.
         val_size: number of training images held out, about equally of every class and chosen by `seed`; 0 holds out
             none, and validation then measures the test set's curve (`evaluated_on` says which).
         drop_last: leave out a last training batch that is not full.
@@ -45,7 +46,7 @@ class ImageData(LightningDataModule):
         classes: int | None = None,
         size: int | None = None,
         batch_size: int = 100,
-        eval_batch_size: int = 500,
+        eval_batch_size: int | None = None,
         val_size: int = 0,
         drop_last: bool = False,
         augment: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -63,7 +64,7 @@ class ImageData(LightningDataModule):
             ("classes", classes, 1),
             ("size", size, 1),
         ):
-            optional = key in ("classes", "size") and value is None
+            optional = key in ("eval_batch_size", "classes", "size") and value is None
             if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise Problem(f"data.{key} must be a whole number >= {least}, got {value!r}")
         for key, values in (("mean", mean), ("std", std)):
@@ -148,13 +149,17 @@ class ImageData(LightningDataModule):
     def val_dataloader(self) -> Batches:
         """The held-out images, or the test set where there are none."""
         if self.val_size:
-            return self._batches(self._train, self.eval_batch_size, subset=self._held_out)
-        return self._batches(self._test, self.eval_batch_size)
+            return self._batches(self._train, self.evaluated_at_once(self._device), subset=self._held_out)
+        return self._batches(self._test, self.evaluated_at_once(self._device))
 
     def test_dataloader(self) -> list[Batches]:
         """The test set, and the training images without augmentation."""
-        train = self._batches(self._train, self.eval_batch_size, subset=self._kept)
-        return [self._batches(self._test, self.eval_batch_size), train]
+        size = self.evaluated_at_once(self._device)
+        return [self._batches(self._test, size), self._batches(self._train, size, subset=self._kept)]
+
+    def evaluated_at_once(self, device: torch.device) -> int:
+        """Images of a batch of evaluation there."""
+        return self.eval_batch_size or (250 if device.type == "cpu" else 500)
 
     def _batches(self, data: tuple[Tensor, Tensor], batch_size: int, **options) -> Batches:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
