@@ -69,11 +69,12 @@ def test_double_check(monkeypatch):
     for dtype, kind in itertools.product((torch.float32, torch.bfloat16), itertools.product((False, True), repeat=3)):
         assert kernels.works(device, dtype, kind)
         assert kernels.difference(device, dtype, kind) < (1e-5 if dtype == torch.float32 else 0.01)
-    kernels.works.cache_clear()
     gradients = kernels.backward
-    monkeypatch.setattr(kernels, "backward", lambda *given: [1.1 * t for t in gradients(*given)])
-    with pytest.warns(UserWarning, match="differ from PyTorch's by 10 %"):
-        assert not kernels.works(device, torch.float32, (False, True, True))
+    for factor, percent in ((1.1, "10"), (float("nan"), "nan")):
+        kernels.works.cache_clear()
+        monkeypatch.setattr(kernels, "backward", lambda *given, f=factor: [f * t for t in gradients(*given)])
+        with pytest.warns(UserWarning, match=f"differ from PyTorch's by {percent} %"):
+            assert not kernels.works(device, torch.float32, (False, True, True))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter needs no GPU")
