@@ -37,6 +37,7 @@ def runs(data_dir, tmp_path_factory):
     """A network that has grown 2-2-2 -> 4-4-4 -> 8-8-8, and plain11: a few steps each."""
     runs = tmp_path_factory.mktemp("made") / "runs"
     quick = [o for o in TINY if not o.startswith("arch")] + [f"data_dir={data_dir}", f"runs_dir={runs}", "budget=0.02"]
+    quick.append("data.eval_batch_size=500")  # all of the test set's images in the one batch that TINY leaves
     grown = ["arch=multilevel", "arch.width=4", "sched=multilevel_cosine", "grow=multilevel", "grow.at=[54,107]"]
     for options in (grown, ["arch=plain11", "trainer.limit_train_batches=1"]):
         train(composed("train", *quick, *options))
