@@ -60,7 +60,7 @@ def test_it_comes_true(cli, data_dir, monkeypatch):
     (line, config), *more = jobs("demo", what)
     assert more == []
     timings, counts = prediction.timed(config, torch.device("cpu"), None)
-    assert counts == (15, 1, 4)
+    assert counts == (15, 2, 8)
     predicted = cost(config, timings, counts, prediction.around(line, config, timings[0]))[1]
     before = os.times()
     code, output = cli("experiment=demo", *what, "hydra.mode=RUN")
