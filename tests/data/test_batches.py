@@ -178,6 +178,14 @@ def test_statistics_can_be_given(digits_dir):
         ready(digits_dir, std=[0, 1, 1]).train_dataloader()
 
 
+@pytest.mark.parametrize(("size", "on_cpu", "on_gpu"), [(None, 250, 500), (7, 7, 7)])
+def test_how_many_are_evaluated_at_once(digits_dir, size, on_cpu, on_gpu):
+    data = ready(digits_dir, eval_batch_size=size)
+    assert data.evaluated_at_once(torch.device("cpu")) == on_cpu
+    assert data.evaluated_at_once(torch.device("cuda")) == on_gpu
+    assert len(data.val_dataloader()) == -(-297 // on_cpu)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -158,6 +158,7 @@ def choose(data: ImageData, split: str = "test", images: int | None = None, devi
         kept = some if kept is None else kept[some]
     if kept is not None:
         x, y = x[kept.numpy()], y[kept.numpy()]
+    # one size on every device, not `evaluated_at_once`: rounding, and what a batch's statistics enter, depend on it
     size, strides = data.eval_batch_size or 500, data.memory_format
     x, y = (torch.from_numpy(array).to(device) for array in (x, y))
     return Batches(x, y, size, mean=data.mean, std=data.std, memory_format=strides)

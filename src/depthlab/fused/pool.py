@@ -1,4 +1,4 @@
-"""Average pooling on a CPU, its gradient one copy: PyTorch's of bf16 in channels_last takes three times as long."""
+"""Average pooling on a CPU, its gradient one copy: PyTorch's of bf16 in channels_last is slower."""
 
 from collections.abc import Sequence
 from typing import Any
