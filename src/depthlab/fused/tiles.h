@@ -8,6 +8,8 @@
 // A tile of outputs begins at a multiple of m; its inputs at as many multiples of `step`, less `border`.
 
 #pragma once
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace {
@@ -127,8 +129,9 @@ template <int m> struct Cut {
         to.image = tile / tiles(1), to.row = tile % tiles(1) / columns, to.column = tile % columns;
         return to;
     }
-    void next() {
-        if (++column < columns) return;
+    void next() { skip(1); }
+    void skip(n64 tiles) {  // of this row
+        if ((column += tiles) < columns) return;
         column = 0;
         if (++row < rows) return;
         row = 0;
@@ -136,18 +139,57 @@ template <int m> struct Cut {
     }
 };
 
+// B^T d B of the inputs of `tiles` tiles from `cut` on, rows [first, first + count): n numbers of each to put(tile, c)(index,
+// numbers) for the channels from c on; zeros outside the image, `nothing` has W * C of them. Up to STRIP neighbours of a
+// row go together: what two of them share is transformed in one direction once, and only rows have to mind the border.
+constexpr int STRIP = 8;
+
+template <class T, int first, int count, class E, class Put>
+inline void each_tile(const E* x, Cut<T::m>& cut, n64 tiles, n64 H, n64 W, n64 C, const E* nothing, Put put) {
+    constexpr int n = T::n, inputs = T::inputs, width = (STRIP - 1) * T::step + inputs;
+    for (n64 tile = 0, strip; tile < tiles; tile += strip, cut.skip(strip)) {
+        strip = std::min<n64>({STRIP, tiles - tile, cut.columns - cut.column});
+        const n64 i = cut.row * T::step - T::border, j = cut.column * T::step - T::border;
+        const n64 all = (strip - 1) * T::step + inputs, begin = std::max<n64>(0, -j), end = std::min(W - j, all);
+        const E* from[inputs];
+        for (int a = 0; a < inputs; a++)
+            from[a] = (i + a >= 0 && i + a < H ? x + (cut.image * H + i + a) * W * C : nothing) + j * C;
+        for (n64 c = 0; c < C; c += L) {
+            V half[count * width];
+            const auto zeros = [&](n64 from, n64 to) {
+                for (n64 b = from; b < to; b++)
+                    for (int a = 0; a < count; a++) half[a * width + b] = V{};
+            };
+            zeros(0, begin), zeros(end, all);
+            for (n64 b = begin; b < end; b++) {
+                V d[inputs], column[n];
+#pragma GCC unroll 8
+                for (int a = 0; a < inputs; a++) d[a] = load(from[a] + b * C + c);
+                T::input(d, 1, column);
+#pragma GCC unroll 8
+                for (int a = 0; a < count; a++) half[a * width + b] = column[first + a];
+            }
+            for (n64 t = 0; t < strip; t++) {
+                const auto to = put(tile + t, c);
+#pragma GCC unroll 8
+                for (int a = 0; a < count; a++) {
+                    V row[n];
+                    T::input(half + a * width + t * T::step, 1, row);
+#pragma GCC unroll 8
+                    for (int b = 0; b < n; b++) to(a * n + b, row[b]);
+                }
+            }
+        }
+    }
+}
+
 // `size` x `size` pixels of C channels of x (N, H, W, C) from pixel i, j of an image on, zeros outside, as vectors of the
 // channels from c on to body(vectors, c)
 template <int size, class E, class Body>
 inline void each_group(const E* x, n64 image, n64 i, n64 j, n64 H, n64 W, n64 C, Body body) {
     static const E nothing[L] = {};
     const E* corner = x + ((image * H + i) * W + j) * C;
-    const bool inside = i >= 0 && j >= 0 && i + size <= H && j + size <= W;
-    bool in_row[size], in_column[size];
-    for (int a = 0; a < size; a++) {
-        in_row[a] = i + a >= 0 && i + a < H;
-        in_column[a] = j + a >= 0 && j + a < W;
-    }
+    const bool inside = i + size <= H && j + size <= W;
     for (n64 c = 0; c < C; c += L) {
         V d[size * size];
         if (inside)
@@ -160,7 +202,7 @@ inline void each_group(const E* x, n64 image, n64 i, n64 j, n64 H, n64 W, n64 C,
             for (int a = 0; a < size; a++)
 #pragma GCC unroll 8
                 for (int b = 0; b < size; b++)
-                    d[a * size + b] = load(in_row[a] && in_column[b] ? corner + (a * W + b) * C + c : nothing);
+                    d[a * size + b] = load(i + a < H && j + b < W ? corner + (a * W + b) * C + c : nothing);
         body(d, c);
     }
 }

@@ -48,12 +48,6 @@ inline V pair(V a, V) { return a; }
 #endif
 inline V product(V sum, float a, V b, std::false_type) { return sum + a * b; }
 
-// The inputs of a tile of outputs
-template <class T, class E, class Body>
-inline void each_tile(const Cut<T::m>& cut, const E* x, n64 H, n64 W, n64 C, Body body) {
-    each_group<T::inputs>(x, cut.image, cut.row * T::step - T::border, cut.column * T::step - T::border, H, W, C, body);
-}
-
 // ---- forward
 
 // Pixels that block after block of tiles takes, fetched into the cache a part at a time while products are made
@@ -126,7 +120,7 @@ struct Layer {  // y = [relu](conv + bias [+ other]), or dx of dy
 
     n64 points() const { return (m + 2) * (m + 2); }
     n64 kernel() const { return points() * C * K; }  // floats for U
-    n64 work() const { return points() * ROWS * (C + K); }
+    n64 work() const { return points() * ROWS * (C + K) + W * C; }
 };
 
 // f with the tile, the type of x and y, and whether pairs are multiplied
@@ -153,16 +147,16 @@ void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, 
     Cut<m> in(l.P, l.Q), out = in;
     const n64 tiles = in.tiles(N), from_x = BLOCK * T::step * T::step * C, to_y = BLOCK * m * m * K;
     float *v = work, *p = v + points * ROWS * C;
+    E* nothing = reinterpret_cast<E*>(p + points * ROWS * K);
+    std::fill(nothing, nothing + l.W * C, E());
     for (n64 first = 0; first < tiles; first += BLOCK) {
         const n64 count = std::min<n64>(BLOCK, tiles - first);
-        for (n64 t = 0; t < count; t++, in.next())
-            each_tile<T>(in, x, l.H, l.W, C, [&](const V* d, n64 c) {
-                float* to = v + c / L * vs + t * S;
-                both<T::inputs, n, 0, n>(d, T::input, [=](int q, V values) {
-                    using Number = std::conditional_t<pairs, bf16, float>;
-                    store(reinterpret_cast<Number*>(to + q * ROWS * S), values);
-                });
-            });
+        each_tile<T, 0, n>(x, in, count, l.H, l.W, C, nothing, [=](n64 t, n64 c) {
+            return [=, to = v + c / L * vs + t * S](int q, V values) {
+                using Number = std::conditional_t<pairs, bf16, float>;
+                store(reinterpret_cast<Number*>(to + q * ROWS * S), values);
+            };
+        });
         Ahead<false, E> coming(x + (first / BLOCK + 1) * from_x, from_x, points);
         Ahead<true, E> leaving(y + first / BLOCK * to_y, to_y, points);
         for (int q = 0; q < points; q++) {
@@ -242,7 +236,7 @@ struct Weight {
 
     n64 rows() const { return C * K <= 64 * 64 ? m + 2 : 1; }  // of the transformed kernel at once: it stays in the cache
     n64 points() const { return rows() * (m + 2); }
-    n64 work() const { return points() * (ROWS * (C + K) + C * K); }  // of a thread
+    n64 work() const { return points() * (ROWS * (C + K) + C * K) + W * C; }  // of a thread
 };
 
 // Tiles [begin, end): rows [first, first + count) of sum (B^T x B) (A dy A^T) added to u (count n, C, K); bias += dy
@@ -251,39 +245,42 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
     constexpr bool pairs = PAIRS && std::is_same_v<E, bf16>;
     constexpr int n = T::n, m = T::m, next = count * n * APART, tiles = pairs ? 2 : 1;
     const n64 C = w.C, K = w.K;
-    Cut<m> cut = Cut<m>(w.P, w.Q).at(begin);
+    Cut<m> in = Cut<m>(w.P, w.Q).at(begin), cut = in;
     constexpr n64 x_pixels = BLOCK * tiles * T::step * T::step, y_pixels = BLOCK * tiles * m * m;
     const E *x = static_cast<const E*>(w.x), *dy = static_cast<const E*>(w.dy);
     const E* from_x = x + begin * T::step * T::step * C;  // about
     const E* from_dy = dy + begin * m * m * K;
     float *v = work, *d = v + C / L * next;
+    E* nothing = reinterpret_cast<E*>(d + K / L * next);
+    std::fill(nothing, nothing + w.W * C, E());
     std::vector<float> of_block(bias ? K : 0);
     for (n64 start = begin; start < end; start += BLOCK * tiles) {
         const n64 length = std::min<n64>(BLOCK * tiles, end - start), rows = (length + tiles - 1) / tiles;
-        for (n64 t = 0; t < length; t++, cut.next()) {
+        const auto put = [=](float* block, n64 t) {
             const bool second = t % tiles, last = t + 1 == length;
-            const auto put = [=](float* block) {
-                return [=, to = block + t / tiles * L](int q, V values) {
-                    float* row = to + q * APART;
-                    if constexpr (pairs) if (second || last) values = second ? pair(load(row), values) : pair(values, V{});
-                    store(row, values);
-                };
+            return [=, to = block + t / tiles * L](int q, V values) {
+                float* row = to + q * APART;
+                if constexpr (pairs)
+                    if (second || last) values = second ? pair(load(row), values) : pair(values, V{});
+                store(row, values);
             };
-            each_tile<T>(cut, x, w.H, w.W, C, [&](const V* e, n64 c) {
-                both<T::inputs, n, first, count>(e, T::input, put(v + c / L * next));
-            });
+        };
+        each_tile<T, first, count>(x, in, length, w.H, w.W, C, nothing, [=](n64 t, n64 c) {
+            return put(v + c / L * next, t);
+        });
+        for (n64 t = 0; t < length; t++, cut.next())
             each_group<m>(dy, cut.image, cut.row * m, cut.column * m, w.P, w.Q, K, [&](const V* e, n64 k) {
+                const auto to = put(d + k / L * next, t);
                 if constexpr (m == 1)
-                    put(d + k / L * next)(0, e[0]);  // what all points multiply
+                    to(0, e[0]);  // what all points multiply
                 else
-                    both<m, n, first, count>(e, T::spread, put(d + k / L * next));
+                    both<m, n, first, count>(e, T::spread, to);
                 if (bias) {
                     V sum = load(&of_block[k]);
                     for (int i = 0; i < m * m; i++) sum += e[i];
                     store(&of_block[k], sum);
                 }
             });
-        }
         for (n64 k = 0; bias && k < K; k++) bias[k] += of_block[k], of_block[k] = 0;
         const n64 block = (start - begin) / (BLOCK * tiles) + 1;
         Ahead<false, E> next_x(from_x + block * x_pixels * C, x_pixels * C, count * n);
