@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from depthlab import fused
-from depthlab.fused import Conv2d, conv_act, conv_bn_act, cpu, winograd
+from depthlab.fused import Conv2d, conv_act, conv_bn_act, cpu, stem, winograd
 
 CL = torch.channels_last
 # (B, C, K, H, W); the wide ones sum their weights' gradient row by row of the transformed kernel
@@ -78,6 +78,34 @@ def test_against_double(shape, stride, bias, relu, on):
     # what is multiplied is rounded: dx and dw in the transformed domain, at stride 2 only dx, where it is stored
     assert max(gradients[:2]) < 2e-2 if stride == 1 else gradients[0] < 4e-3 and gradients[1] < 1e-6
     assert max(gradients[2:], default=0) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(20, 16, 32, 32), (5, 48, 7, 9), (3, 80, 5, 33), (2, 64, 1, 1)])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("relu", [True, False])
+def test_images_against_double(shape, bf16, relu, on):
+    """stem.cpp, on several threads; images are fp32 in bf16, too, and rounded only when they leave."""
+    torch.manual_seed(0)
+    B, K, H, W = shape
+    conv, x = Conv2d(3, K, 3, padding=1).to(memory_format=CL), images(B, 3, H, W).detach()
+    twin, before = copy.deepcopy(conv).double(), torch.get_num_threads()
+    expected = F.relu(twin(x.double())) if relu else twin(x.double())
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                y = conv_act(conv, x) if relu else conv(x)
+            assert used(y)
+            assert y.dtype == (torch.bfloat16 if bf16 else torch.float32)
+            assert error(y, expected) < (3e-3 if bf16 else 5e-7)
+            dy = torch.randn_like(y)
+            dw, db = torch.autograd.grad(y, [*conv.parameters()], dy)
+            passed = dy.double() * (y > 0) if relu else dy.double()
+            assert error(dw, torch.nn.grad.conv2d_weight(x.double(), conv.weight.shape, passed, padding=1)) < 5e-7
+            assert error(db, passed.sum((0, 2, 3))) < 5e-7
+    finally:
+        torch.set_num_threads(before)
+    assert not used(conv(x.requires_grad_()))  # PyTorch's has the gradient of images
 
 
 def test_several_threads(on):
@@ -151,14 +179,14 @@ def test_hooks_evaluation_and_no_gradient(on):
     assert list(conv.state_dict()) == ["weight", "bias"]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (16, 1), (16, 2)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("add", [True, False])
-def test_batch_norm_in_the_weights(stride, bias, relu, add, on, monkeypatch):
+def test_batch_norm_in_the_weights(channels, stride, bias, relu, add, on, monkeypatch):
     torch.manual_seed(0)
-    conv, bn = Conv2d(16, 32, 3, padding=1, stride=stride, bias=bias), nn.BatchNorm2d(32)
-    x, r = images(2, 16, 8, 8).detach(), images(2, 32, 8 // stride, 8 // stride).detach() if add else None
+    conv, bn = Conv2d(channels, 32, 3, padding=1, stride=stride, bias=bias), nn.BatchNorm2d(32)
+    x, r = images(2, channels, 8, 8).detach(), images(2, 32, 8 // stride, 8 // stride).detach() if add else None
     with torch.no_grad():
         for values in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
             values.copy_(torch.rand(32) + 0.5)
@@ -168,13 +196,25 @@ def test_batch_norm_in_the_weights(stride, bias, relu, add, on, monkeypatch):
         expected, calls = F.relu(z) if relu else z, []
         monkeypatch.setattr(bn, "forward", lambda x: calls.append(1))
         for bf16 in (False, True):
-            inputs = [t if t is None or not bf16 else t.bfloat16() for t in (x, r)]
+            inputs = [t if t is None or not bf16 or t.shape[1] == 3 else t.bfloat16() for t in (x, r)]
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 y = conv_bn_act(conv, bn, *inputs, relu, 0.5)
             assert error(y, expected) < (2e-2 if bf16 else 3e-6)
         assert not calls
     monkeypatch.undo()
     assert "BatchNorm" in str(conv_bn_act(conv, bn, x, None, False).grad_fn)  # with gradients, PyTorch's
+
+
+def test_second_derivatives_of_images(on):
+    torch.manual_seed(0)
+    ours = Conv2d(3, 16, 3, padding=1).to(memory_format=CL)
+    x, results = images(2, 3, 8, 8).detach(), []
+    for conv in (ours, copy.deepcopy(ours).double()):
+        y = conv_act(conv, x.to(conv.weight.dtype))
+        first = torch.autograd.grad((y**3).sum(), [*conv.parameters()], create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum((g**3).sum() for g in first), conv.weight)])
+    for a, b in zip(*results, strict=True):
+        assert error(a, b) < 1e-5
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -211,7 +251,7 @@ def test_without_avx512(on, monkeypatch, tmp_path):
         pytest.skip("these are the vectors of this processor")
     monkeypatch.setenv("DEPTHLAB_CACHE", str(tmp_path))
     monkeypatch.setattr(cpu, "FLAGS", tuple(flag.replace("native", "haswell") for flag in cpu.FLAGS))
-    caches = (cpu.library, cpu.complete, winograd.library)
+    caches = (cpu.library, cpu.complete, winograd.library, stem.library)
     try:
         for cache in caches:
             cache.cache_clear()
@@ -220,6 +260,10 @@ def test_without_avx512(on, monkeypatch, tmp_path):
             for stride in (1, 2):
                 assert max(errors(shape, bf16=False, stride=stride)) < 1e-6
                 assert max(errors(shape, bf16=True, stride=stride)) < 4e-3
+        conv, x = Conv2d(3, 48, 3, padding=1).to(memory_format=CL), images(2, 3, 7, 9).detach()
+        (dw,) = torch.autograd.grad(conv(x).sum(), conv.weight)
+        ones = torch.ones(2, 48, 7, 9, dtype=torch.double)
+        assert error(dw, torch.nn.grad.conv2d_weight(x.double(), conv.weight.shape, ones, padding=1)) < 5e-7
     finally:
         for cache in caches:
             cache.cache_clear()

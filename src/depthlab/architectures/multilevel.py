@@ -100,7 +100,7 @@ class MultilevelResNet(nn.Module):
         if shortcut not in SHORTCUTS:
             raise ValueError(f"arch.shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}")
 
-        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.stem = Conv2d(3, width, 3, padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(width, eps=bn_eps, momentum=bn_momentum)
         symmetric = shortcut == "avgpool_symmetric"
         h, self.stages = float(step_size), nn.ModuleList()

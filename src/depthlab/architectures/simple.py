@@ -109,7 +109,7 @@ class SimpleNet(nn.Module):
             raise ValueError(f"arch.width must be >= 1, got {width}")
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"arch.kernel must be odd, got {kernel}")
-        self.stem = Layer(nn.Conv2d(3, width, kernel, padding=kernel // 2))
+        self.stem = Layer(Conv2d(3, width, kernel, padding=kernel // 2))
         stages = channels(width, (depth - 2) // 3)
         self.stages = nn.ModuleList(nn.Sequential(*(self.block(*c, kernel) for c in stage)) for stage in stages)
         self.classifier = nn.Linear(4 * width, num_classes)

@@ -1,6 +1,6 @@
 """One seam for what networks are made of: PyTorch's own operations, or kernels of ours where these are faster.
 
-    Conv2d                                 nn.Conv2d: 3x3 convolutions                     winograd.py
+    Conv2d                                 nn.Conv2d: 3x3 convolutions                     winograd.py, stem.py
     conv_act(conv, x)                      relu(conv(x)): plain networks
     bn_act(bn, x, residual, step_size=h)   relu(residual + h BN(x)): He's, Chang's blocks  batch_norm.py
     act_bn(bn, x)                          BN(relu(x)): Plain-11

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from depthlab.fused import cpu
 from depthlab.fused.batch_norm import bn_act, like
-from depthlab.fused.winograd import Conv2d, arithmetic, convolve, output
+from depthlab.fused.winograd import Conv2d, convolve, output, taken_as
 
 
 def conv_bn_act(
@@ -23,7 +23,7 @@ def conv_bn_act(
 ) -> Tensor:
     """[relu]([residual +] step_size bn(conv(x))), (B, C, H, W) -> (B, K, P, Q)."""
     if not torch.is_grad_enabled() and cpu.enabled() and foldable(conv, bn) and conv.taken(x):
-        x = x.to(arithmetic(x))
+        x = taken_as(x, conv.weight)
         y = output(x, conv.weight, conv.stride[0])
         if residual is None or like(residual, y):
             w, b = folded(conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)

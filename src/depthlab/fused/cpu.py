@@ -60,7 +60,7 @@ def cache() -> Path:
 
 
 def build(source: Path) -> Path:
-    """The path of the library that `source`, which may include vectors.h, makes; compiled unless it is there.
+    """The path of the library that `source`, which may include what lies beside it, makes; compiled unless it is there.
 
     Raises:
         Missing: no compiler, no place to write, or the compiler's own words.
@@ -87,7 +87,7 @@ def build(source: Path) -> Path:
     return library
 
 
-KERNELS = ("batch_norm", "winograd")
+KERNELS = ("batch_norm", "stem", "winograd")
 _device: str | None = None  # where kernels are on
 
 

@@ -14,8 +14,6 @@
 
 namespace {
 
-typedef int64_t n64;
-
 template <int m> struct Winograd;
 
 template <> struct Winograd<2> {

@@ -20,6 +20,7 @@ typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
 typedef uint16_t H __attribute__((vector_size(2 * L)));
 using bf16 = uint16_t;
+typedef int64_t n64;
 
 inline V load(const float* p) {
     V v;

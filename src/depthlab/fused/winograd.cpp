@@ -14,39 +14,19 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <type_traits>
 #include <vector>
 
+#include "products.h"
 #include "tiles.h"
 
 namespace {
 
 constexpr int RUN = 32;  // channels that are summed one after the other: sums of sums round less
 constexpr n64 CHUNK = 1 << 16;  // numbers of dy that both gradients take at once
-constexpr int SUMS = L == 16 ? 24 : 12;  // registers that sums are kept in
 
 // A block of transformed tiles lies as (C/L, points, ROWS, L): whatever is read or written together is a constant apart.
 // One row more than tiles: or all points of a tile would lie in a few sets of the first-level cache.
 constexpr int BLOCK = 24, ROWS = BLOCK + 1, APART = ROWS * L;
-
-// What is multiplied is float, or, where gradients of bf16 may be (PAIRS), pairs of bf16 in the place of a float: the
-// processor adds both products to a float. A pair are two channels that are summed over, or two tiles.
-#ifdef __AVX512BF16__
-constexpr bool PAIRS = true;
-inline V product(V sum, float a, V b, std::true_type) {
-    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
-}
-inline V pair(V a, V b) {
-    typedef uint16_t HH __attribute__((vector_size(4 * L)));
-    constexpr HH order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return (V)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
-}
-#else
-constexpr bool PAIRS = false;
-inline V pair(V a, V) { return a; }
-#endif
-inline V product(V sum, float a, V b, std::false_type) { return sum + a * b; }
 
 // ---- forward
 
@@ -62,20 +42,6 @@ template <bool write, class E> struct Ahead {
         for (n64 i = 0; i < part; i++, at += 64) __builtin_prefetch(at, write, 2);
     }
 };
-
-// acc (R, W) += x w^T: R numbers of x at distance `apart`, W vectors of w at distance `next`
-template <bool pairs, int apart, int R, int W>
-inline void add_product(V (&acc)[R][W], const float* x, const float* w, n64 next) {
-    V v[W];
-#pragma GCC unroll 4
-    for (int j = 0; j < W; j++) v[j] = load(w + j * next);
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) {
-        const float a = x[r * apart];
-#pragma GCC unroll 4
-        for (int j = 0; j < W; j++) acc[r][j] = product(acc[r][j], a, v[j], std::bool_constant<pairs>());
-    }
-}
 
 // m (W, R, L) = v (C/S, R, S) u (W, C, L): R tiles, W neighbouring blocks of L outputs; `vs` and `ms` between blocks.
 // C counts pairs, where it is pairs; S is a row of v.
@@ -287,18 +253,14 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
         Ahead<false, E> next_dy(from_dy + block * y_pixels * K, y_pixels * K, count * n);
         for (int q = 0; q < count * n; q++) {
             next_x.fetch(), next_dy.fetch();
-            for (n64 c = 0; c < C; c += 8) {
-                const float *vq = v + c / L * next + q * APART + c % L, *dq = d + (m == 1 ? 0 : q * APART);
+            for (n64 c = 0; c < C; c += L) {
+                const float *vq = v + c / L * next + q * APART, *dq = d + (m == 1 ? 0 : q * APART);
                 float* to = u + (q * C + c) * K;
+                constexpr int R = SUMS / 3;
                 n64 k = 0;
                 for (; k + 2 * L <= K; k += 2 * L, dq += 2 * next)
-                    if constexpr (SUMS >= 24) {
-                        outer<pairs, 8, 2>(vq, dq, to + k, rows, next, K);
-                    } else {
-                        outer<pairs, 4, 2>(vq, dq, to + k, rows, next, K);
-                        outer<pairs, 4, 2>(vq + 4, dq, to + 4 * K + k, rows, next, K);
-                    }
-                if (k < K) outer<pairs, 8, 1>(vq, dq, to + k, rows, next, K);
+                    for (int r = 0; r < L; r += R) outer<pairs, R, 2>(vq + r, dq, to + r * K + k, rows, next, K);
+                if (k < K) outer<pairs, L, 1>(vq, dq, to + k, rows, next, K);
             }
         }
     }

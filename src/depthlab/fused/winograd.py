@@ -2,10 +2,10 @@
 
 In fp32 F(2x2, 3x3). In bf16 F(4x4, 3x3): what comes in and goes out is bf16; the forward pass computes in fp32, the
 gradients multiply bf16 and sum in fp32 where the processor can, in fp32 elsewhere. At stride 2 it multiplies what
-PyTorch does. The error of a network's whole gradient against double is at most 1.2 times that of PyTorch's own, in the
-median over seeds (tests/test_fused.py); a single wide layer's in fp32 up to 1.6 times that of NCHW. Where an input is
-infinite its tile is NaN. Gradients of weights are summed thread by thread: their last bits depend on the number of
-threads.
+PyTorch does. Images of 3 channels go to stem.cpp. The error of a network's whole gradient against double is at most 1.2
+times that of PyTorch's own, in the median over seeds (tests/test_fused.py); a single wide layer's in fp32 up to 1.6
+times that of NCHW. Where an input is infinite its tile is NaN. Gradients of weights are summed thread by thread: their
+last bits depend on the number of threads.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthlab.fused import cpu
+from depthlab.fused import cpu, stem
 
 CL = torch.channels_last
 TILE = {torch.float32: 2, torch.bfloat16: 4}  # side of the output tiles of a training step at stride 1
@@ -54,10 +54,15 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def fits(w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
-    """Whether a convolution with this kernel (K, C, 3, 3) is one, of stride 1 or 2."""
-    plain = (list(padding), list(dilation), groups) == ([1, 1], [1, 1], 1) and list(stride) in ([1, 1], [2, 2])
-    return plain and w.shape[2:] == (3, 3) and w.shape[0] % 16 == 0 and w.shape[1] % 16 == 0
+def plain(w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether a convolution with this kernel (K, C, 3, 3) is one, of stride 1 or 2, its channels apart."""
+    usual = (list(padding), list(dilation), groups) == ([1, 1], [1, 1], 1) and list(stride) in ([1, 1], [2, 2])
+    return usual and w.shape[2:] == (3, 3) and w.shape[0] % 16 == 0
+
+
+def fits(w: Tensor, *options: Any) -> bool:
+    """Whether winograd.cpp computes it; `options` as for `plain`."""
+    return w.shape[1] % 16 == 0 and plain(w, *options)
 
 
 def run(layers: Sequence[Layer], count: int, batch: int) -> None:
@@ -69,7 +74,12 @@ def output(x: Tensor, w: Tensor, stride: int) -> Tensor:
     """Room (B, K, P, Q) for what becomes of x (B, C, H, W)."""
     (B, _, H, W), K = x.shape, len(w)
     size = (B, K, -(-H // stride), -(-W // stride))
-    return torch.empty(size, dtype=x.dtype, device="cpu", memory_format=CL)
+    return torch.empty(size, dtype=arithmetic(x), device="cpu", memory_format=CL)
+
+
+def taken_as(x: Tensor, w: Tensor) -> Tensor:
+    """x as the kernel for w takes it."""
+    return x if w.shape[1] == stem.CHANNELS else x.to(arithmetic(x))
 
 
 def convolve(
@@ -78,6 +88,8 @@ def convolve(
     """y (B, K, P, Q) = [relu]([residual +] x (B, C, H, W) * w (K, C, 3, 3) + bias), images in channels_last; unless
     `training`, as fast as it goes."""
     (B, C, H, W), (_, K, P, Q) = x.shape, y.shape
+    if C == stem.CHANNELS:
+        return stem.convolve(x, w, bias, y, relu, residual)
     m = 1 if (P, Q) != (H, W) else TILE[x.dtype] if training else 4
     sizes = (H, W, P, Q, C, K, m, x.dtype == torch.bfloat16, not training, False, relu)
     layer = Layer(*cpu.pointers(x, residual, y, w, bias), *sizes, (1, 1, 1), w.stride())
@@ -89,6 +101,8 @@ def gradients(
     x: Tensor, dy: Tensor, w: Tensor, stride: int, y: Tensor | None, has_bias: bool, of_x: bool, of_w: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of x (B, C, H, W), w (K, C, 3, 3) and bias; dy (B, K, P, Q) and x in channels_last; y where a ReLU made it."""
+    if x.shape[1] == stem.CHANNELS:
+        return None, *stem.gradients(x, dy, w, y, has_bias)
     dx = layer = work = dw = db = None
     (B, C), K, large, small = x.shape[:2], len(w), x.shape[2:], dy.shape[2:]
     m, half = TILE[x.dtype] if stride == 1 else 1, x.dtype == torch.bfloat16
@@ -141,7 +155,7 @@ class Conv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight, self.bias)
 
     def fused(self, x: Tensor, relu: bool) -> Tensor:
-        x, w, bias, stride = x.to(arithmetic(x)), self.weight, self.bias, self.stride[0]
+        x, w, bias, stride = taken_as(x, self.weight), self.weight, self.bias, self.stride[0]
         if torch.is_grad_enabled():
             return Convolution.apply(x, w, bias, stride, relu)
         return convolve(x, w, bias, output(x, w, stride), relu, training=False)
@@ -150,7 +164,8 @@ class Conv2d(nn.Conv2d):
         """Whether the kernel computes this call."""
         w = self.weight
         return (
-            fits(w, self.stride, self.padding, self.dilation, self.groups)
+            (w.shape[1] % 16 == 0 or stem.fits(x, w, self.stride))
+            and plain(w, self.stride, self.padding, self.dilation, self.groups)
             and self.padding_mode == "zeros"
             and x.dtype in TILE
             and arithmetic(x) in TILE
