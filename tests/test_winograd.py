@@ -123,9 +123,37 @@ def test_several_threads(on):
 def test_nan_stays_where_it_is_seen(on):
     conv, x = Conv2d(16, 16, 3, padding=1).to(memory_format=CL), images(2, 16, 8, 8).detach()
     x[0, 3, 0, 0] = float("nan")
-    y = conv(x)
-    assert y[0, :, :2, :2].isnan().all()
-    assert not y[1].isnan().any()
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = conv(x)
+            assert y[0, :, :2, :2].isnan().all()
+            assert not y[1].isnan().any()
+            broken = copy.deepcopy(conv)
+            with torch.no_grad():
+                broken.weight[5, 2, 1, 1] = float("nan")
+            assert broken(x[1:]).isnan().any(dim=3).any(dim=2).tolist() == [[k == 5 for k in range(16)]]
+
+
+def test_integers_hold_the_largest_sums(on):
+    """Images in which a point of the transformed tile is as large as it can be, in all channels, by weights of one sign:
+    sums of 64 channels come as near to 2^31 as they can. And nothing at all."""
+    p, q = 2 / 3, 3 / 2
+    rows = torch.tensor([
+        [1, 0, -p * p - q * q, 0, 1, 0],
+        [0, -p * q * q, -q * q, p, 1, 0], [0, p * q * q, -q * q, -p, 1, 0],
+        [0, -q * p * p, -p * p, q, 1, 0], [0, q * p * p, -p * p, -q, 1, 0],
+        [0, 1, 0, -p * p - q * q, 0, 1],
+    ])  # fmt: skip
+    signs = torch.einsum("ia,jb->ijab", rows, rows).sign().reshape(36, 1, 6, 6)
+    cases = torch.cat([signs, -signs, signs.relu(), (-signs).relu(), 0 * signs])
+    x = 1e3 * F.pad(cases, (3, 3, 3, 3)).expand(-1, 128, -1, -1).contiguous(memory_format=CL).bfloat16()
+    for size in (1e-3, 1.0, 0.0):
+        conv = Conv2d(128, 16, 3, padding=1, bias=False).to(memory_format=CL)
+        with torch.no_grad():
+            conv.weight.copy_(size * (1 + torch.arange(9.0).view(3, 3)))
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x).double()
+        assert (y - conv.double()(x.double())).abs().max() <= 5e-3 * y.abs().max()
 
 
 def test_left_to_pytorch(on):

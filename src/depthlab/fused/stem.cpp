@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "products.h"
@@ -54,7 +55,7 @@ template <class E> void forward(const Stem& s, const float* u, const float* fram
                 for (int a = 0; a < 3; a++)
 #pragma GCC unroll 9
                     for (int t = 0; t < ROW; t++)
-                        add_product<false, 3>(sum, frame + (i + a) * s.wide() + 3 * j + t, u + (a * ROW + t) * s.K + k, L);
+                        add_product<FLOATS, 3>(sum, frame + (i + a) * s.wide() + 3 * j + t, u + (a * ROW + t) * s.K + k, L);
                 const n64 at = ((image * s.H + i) * s.W + j) * s.K + k;
                 for (int r = 0; r < std::min<n64>(PIXELS, s.W - j); r++)
                     for (int g = 0; g < groups; g++) {
@@ -84,7 +85,7 @@ template <class E> void backward(const Stem& s, const float* frame, n64 image, f
             each_output(s.K, [&](n64 k, auto groups) {
                 V acc[ROW][groups] = {};
                 for (n64 j = 0; j < s.W; j++)
-                    add_product<false, 1>(acc, frame + (i + a) * s.wide() + 3 * j, d + k * s.W + j * L, s.W * L);
+                    add_product<FLOATS, 1>(acc, frame + (i + a) * s.wide() + 3 * j, d + k * s.W + j * L, s.W * L);
                 for (int t = 0; t < ROW; t++)
                     for (int g = 0; g < groups; g++) {
                         float* to = sum + (a * ROW + t) * s.K + k + g * L;

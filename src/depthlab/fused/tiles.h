@@ -51,6 +51,15 @@ template <> struct Winograd<4> {
                                       {1 / Q, -q / Q, qq / Q},
                                       {0, 0, 1}};
 
+    // Sums of the positive and of the negative coefficients of B^T
+    static constexpr float SIGNED[6][2] = {{2, pp + qq},       {1 + p, qq + p * qq}, {1 + p * qq, qq + p},
+                                           {1 + q, pp + q * pp}, {1 + q * pp, pp + q}, {2, pp + qq}};
+    // The most that B^T d B is at a point, of d that differ by 1 at most, 0 among them
+    static constexpr float bound(int point) {
+        const float *a = SIGNED[point / n], *b = SIGNED[point % n];
+        return std::max(a[0] * b[0] + a[1] * b[1], a[0] * b[1] + a[1] * b[0]);
+    }
+
     static void input(const V* d, int s, V* o) {
         const V a = d[4 * s] - qq * d[2 * s], b = d[3 * s] - qq * d[s];
         const V c = d[4 * s] - pp * d[2 * s], e = d[3 * s] - pp * d[s];
@@ -96,7 +105,7 @@ struct Spreading {  // dx[2i] = w[1] dy[i], dx[2i + 1] = w[2] dy[i] + w[0] dy[i 
     static void output(const V* d, int s, V* o) { o[0] = d[0], o[1] = d[s] + d[2 * s]; }
 };
 
-// Rows [first, first + count) of M^T d M, n numbers of each, to put(index, numbers); d is from x from numbers
+// Rows [first, first + count) of M^T d M, n numbers of each, to put(index of the first, numbers); d is from x from numbers
 template <int from, int n, int first, int count, class Transform, class Put>
 inline void both(const V* d, Transform transform, Put put) {
     V half[count * from];
@@ -111,8 +120,7 @@ inline void both(const V* d, Transform transform, Put put) {
     for (int a = 0; a < count; a++) {
         V row[n];
         transform(half + a * from, 1, row);
-#pragma GCC unroll 8
-        for (int b = 0; b < n; b++) put(a * n + b, row[b]);
+        put(a * n, row);
     }
 }
 
@@ -137,8 +145,8 @@ template <int m> struct Cut {
     }
 };
 
-// B^T d B of the inputs of `tiles` tiles from `cut` on, rows [first, first + count): n numbers of each to put(tile, c)(index,
-// numbers) for the channels from c on; zeros outside the image, `nothing` has W * C of them. Up to STRIP neighbours of a
+// B^T d B of the inputs of `tiles` tiles from `cut` on, rows [first, first + count): n numbers of each to put(tile, c)(index
+// of the first, numbers) for the channels from c on; zeros outside the image, `nothing` has W * C of them. Up to STRIP neighbours of a
 // row go together: what two of them share is transformed in one direction once, and only rows have to mind the border.
 constexpr int STRIP = 8;
 
@@ -173,8 +181,7 @@ inline void each_tile(const E* x, Cut<T::m>& cut, n64 tiles, n64 H, n64 W, n64 C
                 for (int a = 0; a < count; a++) {
                     V row[n];
                     T::input(half + a * width + t * T::step, 1, row);
-#pragma GCC unroll 8
-                    for (int b = 0; b < n; b++) to(a * n + b, row[b]);
+                    to(a * n, row);
                 }
             }
         }

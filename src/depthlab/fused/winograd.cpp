@@ -7,8 +7,8 @@
 //   dw = G^T [ sum (B^T x B) (A dy A^T) ] G   over all tiles
 //
 // x, y (N, H, W, C or K) float or bf16, channels last, C and K multiples of 16; everything between is float, but for what
-// is multiplied for gradients of bf16. A block of tiles goes through all three stages while it is in the cache, and in a
-// chain a few images go through several layers.
+// is multiplied for bf16 (products.h): integers in training's forward pass, else bf16. A block of tiles goes through all
+// three stages while it is in the cache, and in a chain a few images go through several layers.
 
 #include <omp.h>
 
@@ -22,11 +22,17 @@
 namespace {
 
 constexpr int RUN = 32;  // channels that are summed one after the other: sums of sums round less
+constexpr n64 TOGETHER = 64;  // channels whose products are summed as integers
 constexpr n64 CHUNK = 1 << 16;  // numbers of dy that both gradients take at once
 
-// A block of transformed tiles lies as (C/L, points, ROWS, L): whatever is read or written together is a constant apart.
+// A block of transformed tiles lies as (C/L, points, ROWS, L): whatever is read or written together is a constant apart;
+// pairs of two points in a row of L.
 // One row more than tiles: or all points of a tile would lie in a few sets of the first-level cache.
 constexpr int BLOCK = 24, ROWS = BLOCK + 1, APART = ROWS * L;
+
+// Integers: a transformed tile at a point times largest(point) / its image's range
+template <class T> constexpr float largest(int point) { return LARGEST * .999f / T::bound(point); }
+constexpr float SMALLEST = 1e-30f;  // instead of 0, to divide by
 
 // ---- forward
 
@@ -43,35 +49,36 @@ template <bool write, class E> struct Ahead {
     }
 };
 
-// m (W, R, L) = v (C/S, R, S) u (W, C, L): R tiles, W neighbouring blocks of L outputs; `vs` and `ms` between blocks.
-// C counts pairs, where it is pairs; S is a row of v.
-template <bool pairs, int R, int W>
-inline void multiply(const float* v, const float* u, float* m, n64 C, n64 vs, n64 ms, n64 begin, n64 end) {
-    constexpr int S = pairs ? L / 2 : L;
+// m (W, R, L) = v (C/S, R, L) u (W, C, L): R tiles, W neighbouring blocks of L outputs; `vs` and `ms` between blocks. S
+// numbers of a row of v count; C counts what stands in the place of a float. Integers' sums are multiplied by `unit` (W, L).
+template <Kind kind, int R, int W>
+inline void multiply(const float* v, const float* u, const float* unit, float* m, n64 C, n64 vs, n64 ms, n64 begin, n64 end) {
+    constexpr int S = kind == FLOATS ? L : L / 2;
     V acc[R][W] = {};
     v += begin / S * vs, u += begin * L;
     for (n64 c = begin; c < end; c += S, v += vs, u += S * L)
 #pragma GCC unroll 16
-        for (int i = 0; i < S; i++) add_product<pairs, S>(acc, v + i, u + i * L, C * L);
+        for (int i = 0; i < S; i++) add_product<kind, L>(acc, v + i, u + i * L, C * L);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++) {
             float* to = m + j * ms + r * L;
+            if constexpr (kind == INT16) acc[r][j] = to_float(acc[r][j]) * load(unit + j * L);
             store(to, begin ? load(to) + acc[r][j] : acc[r][j]);
         }
 }
 
-template <bool pairs, int W>
-void multiply_all(const float* v, const float* u, float* m, n64 rows, n64 C, n64 vs, n64 ms) {
-    constexpr int R = SUMS / (W + 1) / 4 * 4, S = pairs ? L / 2 : L;
-    const n64 run = pairs ? C : RUN;
+template <Kind kind, int W>
+void multiply_all(const float* v, const float* u, const float* unit, float* m, n64 rows, n64 C, n64 vs, n64 ms) {
+    constexpr int R = SUMS / (W + 1) / 4 * 4;
+    const n64 run = kind == BF16 ? C : kind == INT16 ? TOGETHER / 2 : RUN;
     for (n64 c = 0; c < C; c += run) {
         const n64 end = std::min(c + run, C);
         n64 r = 0;
-        for (; r + R <= rows; r += R) multiply<pairs, R, W>(v + r * S, u, m + r * L, C, vs, ms, c, end);
-        for (; r + 4 <= rows; r += 4) multiply<pairs, 4, W>(v + r * S, u, m + r * L, C, vs, ms, c, end);
-        for (; r < rows; r++) multiply<pairs, 1, W>(v + r * S, u, m + r * L, C, vs, ms, c, end);
+        for (; r + R <= rows; r += R) multiply<kind, R, W>(v + r * L, u, unit, m + r * L, C, vs, ms, c, end);
+        for (; r + 4 <= rows; r += 4) multiply<kind, 4, W>(v + r * L, u, unit, m + r * L, C, vs, ms, c, end);
+        for (; r < rows; r++) multiply<kind, 1, W>(v + r * L, u, unit, m + r * L, C, vs, ms, c, end);
     }
 }
 
@@ -89,16 +96,18 @@ struct Layer {  // y = [relu](conv + bias [+ other]), or dx of dy
     n64 work() const { return points() * ROWS * (C + K) + W * C; }
 };
 
-// f with the tile, the type of x and y, and whether pairs are multiplied
+template <Kind kind> using Multiplied = std::integral_constant<Kind, kind>;
+
+// f with the tile, the type of x and y, and what is multiplied
 template <class F> void choose(const Layer& l, F f) {
-    using Yes = std::bool_constant<PAIRS>;
-    using No = std::false_type;
+    using Yes = Multiplied<PAIRS>;
+    using No = Multiplied<FLOATS>;
     if (l.m == 2)
         f(Winograd<2>(), float(), No());
     else if (l.m == 4 && !l.half)
         f(Winograd<4>(), float(), No());
     else if (l.m == 4)
-        l.pairs ? f(Winograd<4>(), bf16(), Yes()) : f(Winograd<4>(), bf16(), No());
+        l.pairs ? f(Winograd<4>(), bf16(), Yes()) : f(Winograd<4>(), bf16(), Multiplied<INTEGERS>());
     else if (l.half)
         l.turned ? f(Spreading(), bf16(), Yes()) : f(Strided(), bf16(), Yes());
     else
@@ -106,21 +115,38 @@ template <class F> void choose(const Layer& l, F f) {
 }
 
 // `count` images through one layer; u holds U, work l.work() floats
-template <class T, class E, bool pairs>
+template <class T, class E, Kind kind>
 void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, n64 N, float* work) {
-    constexpr int n = T::n, m = T::m, points = n * n, S = pairs ? L / 2 : L, vs = points * ROWS * S, ms = points * APART;
-    const n64 C = l.C, K = l.K;
+    constexpr int n = T::n, m = T::m, points = n * n, S = kind == FLOATS ? L : L / 2, ms = points * APART;
+    constexpr int vs = kind == FLOATS ? ms : (points + 1) / 2 * APART;
+    const auto at = [](int q) { return kind == FLOATS ? q * APART : q / 2 * APART + q % 2 * S; };  // point q in v
+    const n64 C = l.C, K = l.K, image = l.H * l.W * C;
     Cut<m> in(l.P, l.Q), out = in;
     const n64 tiles = in.tiles(N), from_x = BLOCK * T::step * T::step * C, to_y = BLOCK * m * m * K;
     float *v = work, *p = v + points * ROWS * C;
+    const float* units = u + points * C * K / 2;
     E* nothing = reinterpret_cast<E*>(p + points * ROWS * K);
     std::fill(nothing, nothing + l.W * C, E());
+    std::vector<float> ranges, scales(kind == INT16 ? points : 0);  // of images, of an image's integers
     for (n64 first = 0; first < tiles; first += BLOCK) {
         const n64 count = std::min<n64>(BLOCK, tiles - first);
-        each_tile<T, 0, n>(x, in, count, l.H, l.W, C, nothing, [=](n64 t, n64 c) {
-            return [=, to = v + c / L * vs + t * S](int q, V values) {
-                using Number = std::conditional_t<pairs, bf16, float>;
-                store(reinterpret_cast<Number*>(to + q * ROWS * S), values);
+        each_tile<T, 0, n>(x, in, count, l.H, l.W, C, nothing, [&](n64 t, n64 c) {
+            if constexpr (kind == INT16)
+                if (n64(ranges.size()) <= in.image) {
+                    ranges.push_back(std::max(range(x + in.image * image, image), SMALLEST));
+                    for (int q = 0; q < points; q++) scales[q] = largest<T>(q) / ranges.back();
+                }
+            return [=, to = v + c / L * vs + t * L, scale = scales.data()](int q, const V* row) {
+#pragma GCC unroll 8
+                for (int b = 0; b < n; b++)
+                    if constexpr (kind == FLOATS) {
+                        store(to + at(q + b), row[b]);
+                    } else if constexpr (kind == BF16) {
+                        store(reinterpret_cast<bf16*>(to + at(q + b)), row[b]);
+                    } else if (b % 2 == 0) {
+                        const float* s = scale + q + b;
+                        store(to + at(q + b), beside(row[b] * s[0] + FAR, row[b + 1] * s[1] + FAR));
+                    }
             };
         });
         Ahead<false, E> coming(x + (first / BLOCK + 1) * from_x, from_x, points);
@@ -128,12 +154,12 @@ void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, 
         for (int q = 0; q < points; q++) {
             coming.fetch(), leaving.fetch();
             const n64 summed = C * S / L;
-            const float *uq = u + q * summed * K, *from = v + q * ROWS * S;
+            const float *uq = u + q * summed * K, *from = v + at(q), *unit = units + q * K;
             float* to = p + q * APART;
             n64 k = 0;
             for (; k + 2 * L <= K; k += 2 * L)
-                multiply_all<pairs, 2>(from, uq + k * summed, to + k / L * ms, count, summed, vs, ms);
-            if (k < K) multiply_all<pairs, 1>(from, uq + k * summed, to + k / L * ms, count, summed, vs, ms);
+                multiply_all<kind, 2>(from, uq + k * summed, unit + k, to + k / L * ms, count, summed, vs, ms);
+            if (k < K) multiply_all<kind, 1>(from, uq + k * summed, unit + k, to + k / L * ms, count, summed, vs, ms);
         }
         for (n64 t = 0; t < count; t++, out.next())
             for (n64 k = 0, i = out.row * m, j = out.column * m; k < K; k += L) {
@@ -158,7 +184,7 @@ void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, 
 #pragma GCC unroll 8
                     for (int b = 0; b < m; b++) {
                         if (j + b >= l.Q) break;
-                        V o = row[b] + bias;
+                        V o = (kind == INT16 ? row[b] * ranges[out.image] : row[b]) + bias;
                         if (other) o += load(other + at + b * K);
                         if (l.relu) o = relu(o);
                         store(y + at + b * K, o);
@@ -171,10 +197,10 @@ void convolve(const Layer& l, const float* u, const E* x, const E* other, E* y, 
 // Images [at, at + count) through a layer; where they are not shared, they are from `own` on
 void through(const Layer& l, const float* u, n64 own, n64 at, n64 count, float* work) {
     const n64 in = l.H * l.W * l.C, out = l.P * l.Q * l.K;
-    choose(l, [&](auto tile, auto e, auto pairs) {
+    choose(l, [&](auto tile, auto e, auto kind) {
         using E = decltype(e);
         const E *x = static_cast<const E*>(l.x), *other = static_cast<const E*>(l.other);
-        convolve<decltype(tile), E, pairs>(l, u, x + (l.shared[0] ? at : own) * in,
+        convolve<decltype(tile), E, kind>(l, u, x + (l.shared[0] ? at : own) * in,
                                            other ? other + (l.shared[1] ? at : own) * out : nullptr,
                                            static_cast<E*>(l.y) + (l.shared[2] ? at : own) * out, count, work);
     });
@@ -183,11 +209,11 @@ void through(const Layer& l, const float* u, n64 own, n64 at, n64 count, float* 
 // ---- the gradient of w
 
 // u (R, W, L) at stride K += v^T (R, rows) d (W, rows, L), rows of v and d L apart, blocks of d `next`
-template <bool pairs, int R, int W>
+template <Kind kind, int R, int W>
 inline void outer(const float* v, const float* d, float* u, n64 rows, n64 next, n64 K) {
     V acc[R][W] = {};
 #pragma GCC unroll 4
-    for (n64 t = 0; t < rows; t++) add_product<pairs, 1>(acc, v + t * L, d + t * L, next);
+    for (n64 t = 0; t < rows; t++) add_product<kind, 1>(acc, v + t * L, d + t * L, next);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -208,8 +234,8 @@ struct Weight {
 // Tiles [begin, end): rows [first, first + count) of sum (B^T x B) (A dy A^T) added to u (count n, C, K); bias += dy
 template <class T, class E, int first, int count>
 void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* bias) {
-    constexpr bool pairs = PAIRS && std::is_same_v<E, bf16>;
-    constexpr int n = T::n, m = T::m, next = count * n * APART, tiles = pairs ? 2 : 1;
+    constexpr Kind kind = std::is_same_v<E, bf16> ? PAIRS : FLOATS;
+    constexpr int n = T::n, m = T::m, next = count * n * APART, tiles = kind == BF16 ? 2 : 1;
     const n64 C = w.C, K = w.K;
     Cut<m> in = Cut<m>(w.P, w.Q).at(begin), cut = in;
     constexpr n64 x_pixels = BLOCK * tiles * T::step * T::step, y_pixels = BLOCK * tiles * m * m;
@@ -224,11 +250,15 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
         const n64 length = std::min<n64>(BLOCK * tiles, end - start), rows = (length + tiles - 1) / tiles;
         const auto put = [=](float* block, n64 t) {
             const bool second = t % tiles, last = t + 1 == length;
-            return [=, to = block + t / tiles * L](int q, V values) {
-                float* row = to + q * APART;
-                if constexpr (pairs)
-                    if (second || last) values = second ? pair(load(row), values) : pair(values, V{});
-                store(row, values);
+            return [=, to = block + t / tiles * L](int q, const V* row, int numbers = T::n) {
+#pragma GCC unroll 8
+                for (int b = 0; b < numbers; b++) {
+                    float* at = to + (q + b) * APART;
+                    V values = row[b];
+                    if constexpr (kind == BF16)
+                        if (second || last) values = second ? pair(load(at), values) : pair(values, V{});
+                    store(at, values);
+                }
             };
         };
         each_tile<T, first, count>(x, in, length, w.H, w.W, C, nothing, [=](n64 t, n64 c) {
@@ -238,7 +268,7 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
             each_group<m>(dy, cut.image, cut.row * m, cut.column * m, w.P, w.Q, K, [&](const V* e, n64 k) {
                 const auto to = put(d + k / L * next, t);
                 if constexpr (m == 1)
-                    to(0, e[0]);  // what all points multiply
+                    to(0, e, 1);  // what all points multiply
                 else
                     both<m, n, first, count>(e, T::spread, to);
                 if (bias) {
@@ -259,8 +289,8 @@ void gather(const Weight& w, n64 begin, n64 end, float* work, float* u, double* 
                 constexpr int R = SUMS / 3;
                 n64 k = 0;
                 for (; k + 2 * L <= K; k += 2 * L, dq += 2 * next)
-                    for (int r = 0; r < L; r += R) outer<pairs, R, 2>(vq + r, dq, to + r * K + k, rows, next, K);
-                if (k < K) outer<pairs, L, 1>(vq, dq, to + k, rows, next, K);
+                    for (int r = 0; r < L; r += R) outer<kind, R, 2>(vq + r, dq, to + r * K + k, rows, next, K);
+                if (k < K) outer<kind, L, 1>(vq, dq, to + k, rows, next, K);
             }
         }
     }
@@ -350,8 +380,8 @@ template <class T> void kernel_group(const float* w, const n64* stride, V* u) { 
 }
 
 // In a parallel region; pairs are of inputs
-template <class T, bool pairs> void kernel(const Layer& l, float* u) {
-    constexpr int points = T::n * T::n, inputs = pairs ? 2 : 1;
+template <class T, Kind kind> void kernel(const Layer& l, float* u) {
+    constexpr int points = T::n * T::n, inputs = kind == FLOATS ? 1 : 2;
     const n64 C = l.C / inputs, *s = l.strides;
 #pragma omp for collapse(2)
     for (n64 k = 0; k < l.K / L; k++)
@@ -360,12 +390,49 @@ template <class T, bool pairs> void kernel(const Layer& l, float* u) {
             for (int i = 0; i < inputs; i++)
                 kernel_group<T>(l.w + k * L * s[0] + (c * inputs + i) * s[1], s, group[i]);
             for (int q = 0; q < points; q++)
-                store(u + ((q * (l.K / L) + k) * C + c) * L, pairs ? pair(group[0][q], group[inputs - 1][q]) : group[0][q]);
+                store(u + ((q * (l.K / L) + k) * C + c) * L,
+                      kind == FLOATS ? group[0][q] : pair(group[0][q], group[inputs - 1][q]));
         }
 }
 
+// The same as integers, and after them (points, K) by what their sums of products are multiplied. They are as large as
+// sums of TOGETHER channels allow.
+template <class T> void kernel_of_integers(const Layer& l, float* u) {
+    constexpr int points = T::n * T::n;
+    const n64 C = l.C, *s = l.strides;
+#pragma omp for
+    for (n64 k = 0; k < l.K / L; k++) {
+        const float* w = l.w + k * L * s[0];
+        V total[points] = {}, sum[points], norm[points] = {}, most[points] = {}, scale[points], group[2][points];
+        const auto larger = [](V a, V b) { return a > b ? a : b; };
+        for (n64 c = 0; c < C; c++) {
+            kernel_group<T>(w + c * s[1], s, group[0]);
+            for (int q = 0; q < points; q++) {
+                const V size = (V)((U)group[0][q] & 0x7fffffff);
+                sum[q] = c % TOGETHER ? sum[q] + size : size, total[q] += size;
+                norm[q] = larger(sum[q], norm[q]), most[q] = larger(size, most[q]);
+            }
+        }
+        for (int q = 0; q < points; q++) {
+            scale[q] = 1 / larger(V{} + SMALLEST, larger(norm[q] / (2147483648.f / LARGEST * .99f), most[q] / LARGEST));
+            store(u + points * C * l.K / 2 + q * l.K + k * L, 1 / (scale[q] * largest<T>(q)) + 0 * total[q]);  // NaN stays
+        }
+        for (n64 c = 0; c < C; c += 2) {
+            for (int i = 0; i < 2; i++) kernel_group<T>(w + (c + i) * s[1], s, group[i]);
+            for (int q = 0; q < points; q++)
+                store(u + ((q * (l.K / L) + k) * C + c) / 2 * L,
+                      merged(group[0][q] * scale[q] + FAR, group[1][q] * scale[q] + FAR));
+        }
+    }
+}
+
 void transform(const Layer& l, float* u) {
-    choose(l, [&](auto tile, auto, auto pairs) { kernel<decltype(tile), pairs>(l, u); });
+    choose(l, [&](auto tile, auto, auto kind) {
+        if constexpr (kind == INT16)
+            kernel_of_integers<decltype(tile)>(l, u);
+        else
+            kernel<decltype(tile), kind>(l, u);
+    });
 }
 
 // dy where y > 0, else 0, of `count` numbers from `first` on
