@@ -135,8 +135,8 @@ def test_nan_stays_where_it_is_seen(on):
 
 
 def test_integers_hold_the_largest_sums(on):
-    """Images in which a point of the transformed tile is as large as it can be, in all channels, by weights of one sign:
-    sums of 64 channels come as near to 2^31 as they can. And nothing at all."""
+    """Images in which a point of the transformed tile is as large as it can be, in all channels, by weights of one
+    sign: sums of 64 channels come as near to 2^31 as they can. And nothing at all."""
     p, q = 2 / 3, 3 / 2
     rows = torch.tensor([
         [1, 0, -p * p - q * q, 0, 1, 0],

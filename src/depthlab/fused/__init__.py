@@ -16,7 +16,8 @@ torch.compile, SyncBatchNorm, hooks, no compiler.
 
 The error of a network's whole gradient against double is at most 1.2 times PyTorch's own: of NCHW in fp32, of
 channels_last in bf16 (tests/test_fused.py). In bf16 nearly all of it comes from the forward pass, which therefore
-multiplies integers of 16 bits (bf16 has 8); the two gradients multiply pairs of bf16. Both take half as many instructions.
+multiplies integers of 16 bits (bf16 has 8); the two gradients multiply pairs of bf16. Both take half as many
+instructions.
 What each operation gains: results/benchmark/fused.md.
 """
 

@@ -1,12 +1,12 @@
 """winograd.cpp: 3x3 convolutions on a CPU; of stride 1 with 2.25 or 4 times fewer multiplications (Lavin & Gray 2016).
 
-In fp32 F(2x2, 3x3). In bf16 F(4x4, 3x3): what comes in and goes out is bf16; the forward pass multiplies integers of 16
-bits, scaled by the range of each image and the size of each kernel, and the gradients multiply bf16, where the processor
-can, fp32 elsewhere; sums are fp32. At stride 2 it multiplies what PyTorch does. Images of 3 channels go to stem.cpp. The
-error of a network's whole gradient against double is at most 1.2 times that of PyTorch's own, in the median over seeds
-(tests/test_fused.py); a single wide layer's in fp32 up to 1.6 times that of NCHW. Where an input is infinite its tile is
-NaN, in bf16 its image not finite. Gradients of weights are summed thread by thread: their last bits depend on the number
-of threads.
+In fp32 F(2x2, 3x3). In bf16 F(4x4, 3x3): what comes in and goes out is bf16; the forward pass multiplies integers of
+16 bits, scaled by the range of each image and the size of each kernel, and the gradients multiply bf16, where the
+processor can, fp32 elsewhere; sums are fp32. At stride 2 it multiplies what PyTorch does. Images of 3 channels go to
+stem.cpp. The error of a network's whole gradient against double is at most 1.2 times that of PyTorch's own, in the
+median over seeds (tests/test_fused.py); a single wide layer's in fp32 up to 1.6 times that of NCHW. Where an input is
+infinite its tile is NaN, in bf16 its image not finite. Gradients of weights are summed thread by thread: their last
+bits depend on the number of threads.
 """
 
 import ctypes
