@@ -34,6 +34,8 @@ def cases() -> list[Case]:
     residual = partial(norm, name="relu(r + bn)", run=fused.bn_act)
     after_relu = partial(norm, name="bn(relu)", run=lambda bn, x, r: fused.act_bn(bn, x))
     return [
+        conv("resnet, images", 3, 32, 16),
+        conv("plain11, images", 3, 32, 64),
         conv("resnet, stage 1", 16, 32),
         norm("resnet, stage 1", 16, 32, "relu(bn)", lambda bn, x, r: fused.bn_act(bn, x)),
         residual("resnet, stage 1", 16, 32),
@@ -57,8 +59,10 @@ def cases() -> list[Case]:
 def least(case: Case, dtype: torch.dtype, strides: torch.memory_format) -> list[float]:
     """Milliseconds: forward of PyTorch's and of the kernel, backward of both."""
     _, shape, module, run = case
-    module = module.to(memory_format=CL)
+    module, of_images = module.to(memory_format=CL), shape[1] == 3
     x, r = (torch.randn(shape).to(dtype).to(memory_format=strides).requires_grad_() for _ in range(2))
+    x = x.detach().float() if of_images else x
+    wanted = [*([] if of_images else [x]), r, *module.parameters()]
     times: list[list[float]] = [[], [], [], []]
     for _ in range(12):
         for on in (False, True):
@@ -67,7 +71,7 @@ def least(case: Case, dtype: torch.dtype, strides: torch.memory_format) -> list[
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 y = run(module, x, r)
             between = time.thread_time()
-            torch.autograd.grad(y, [x, r, *module.parameters()], torch.ones_like(y), allow_unused=True)
+            torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
             times[on].append(1000 * (between - began))
             times[2 + on].append(1000 * (time.thread_time() - between))
     return [min(values) for values in times]
