@@ -87,16 +87,16 @@ def fused(
 
 
 @functools.cache
-def kernel() -> ctypes.CDLL:
-    """The library of batch_norm.cpp, where it could be built."""
-    library = cpu.library("batch_norm")
+def kernel() -> ctypes.CDLL | None:
+    """batch_norm.cpp; None where it cannot be built."""
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     head = [ctypes.c_int] * 4 + [number] * 4 + [ctypes.c_int]
     tail = [real, real, real, pointer, pointer, ctypes.c_int, pointer, pointer]
-    library.depthlab_forward.argtypes = [*head, *[pointer] * 4, *tail]
-    library.depthlab_backward.argtypes = [*head, *[pointer] * 5, real, *[pointer] * 5]
-    library.depthlab_forward.restype = library.depthlab_backward.restype = None
-    return library
+    return cpu.functions(
+        "batch_norm",
+        depthlab_forward=[*head, *[pointer] * 4, *tail],
+        depthlab_backward=[*head, *[pointer] * 5, real, *[pointer] * 5],
+    )
 
 
 Kind = tuple[bool, bool, bool]  # a ReLU before, one after, something added

@@ -230,7 +230,7 @@ template <class T, Kind kind> void kernel(const Layer& l, float* u) {
 }
 
 // The same as integers, and after them (points, K) by what their sums of products are multiplied. They are as large as
-// sums of TOGETHER channels allow.
+// sums of TOGETHER channels allow: made once to see how large that is, and once more to be stored.
 template <class T> void kernel_of_integers(const Layer& l, float* u) {
     constexpr int points = T::n * T::n;
     const n64 C = l.C, *s = l.strides;

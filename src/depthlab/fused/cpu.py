@@ -17,6 +17,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,16 @@ def library(name: str) -> ctypes.CDLL | Missing:
         return reason
     except OSError as error:
         return Missing(str(error))
+
+
+def functions(name: str, **arguments: list[Any]) -> ctypes.CDLL | None:
+    """`name`.cpp with the types of its functions' arguments, which return nothing; None where it cannot be had."""
+    found = library(name)
+    if isinstance(found, Missing):
+        return None
+    for function, types in arguments.items():
+        getattr(found, function).argtypes, getattr(found, function).restype = types, None
+    return found
 
 
 @functools.cache

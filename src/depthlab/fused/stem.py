@@ -27,12 +27,8 @@ class Stem(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """stem.cpp; None where it cannot be built."""
-    found = cpu.library("stem")
-    if isinstance(found, cpu.Missing):
-        return None
-    for function in (found.depthlab_stem, found.depthlab_stem_backward):
-        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], None
-    return found
+    arguments = [ctypes.c_void_p, ctypes.c_int]
+    return cpu.functions("stem", depthlab_stem=arguments, depthlab_stem_backward=arguments)
 
 
 def fits(x: Tensor, w: Tensor, stride: Any) -> bool:

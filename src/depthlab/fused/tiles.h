@@ -188,8 +188,8 @@ inline void each_tile(const E* x, Cut<T::m>& cut, n64 tiles, n64 H, n64 W, n64 C
     }
 }
 
-// `size` x `size` pixels of C channels of x (N, H, W, C) from pixel i, j of an image on, zeros outside, as vectors of the
-// channels from c on to body(vectors, c)
+// `size` x `size` pixels of C channels of x (N, H, W, C) from pixel i, j >= 0 of an image on, zeros beyond, as vectors of
+// the channels from c on to body(vectors, c)
 template <int size, class E, class Body>
 inline void each_group(const E* x, n64 image, n64 i, n64 j, n64 H, n64 W, n64 C, Body body) {
     static const E nothing[L] = {};

@@ -45,14 +45,12 @@ class Weight(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """winograd.cpp; None where it cannot be built."""
-    found = cpu.library("winograd")
-    if isinstance(found, cpu.Missing):
-        return None
     pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    found.depthlab_winograd.argtypes = [pointer, number, number, number, flag]
-    found.depthlab_winograd_backward.argtypes = [pointer, pointer, number, *[pointer] * 3, number, flag, flag]
-    found.depthlab_winograd.restype = found.depthlab_winograd_backward.restype = None
-    return found
+    return cpu.functions(
+        "winograd",
+        depthlab_winograd=[pointer, number, number, number, flag],
+        depthlab_winograd_backward=[pointer, pointer, number, *[pointer] * 3, number, flag, flag],
+    )
 
 
 def plain(w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -163,10 +161,9 @@ class Conv2d(nn.Conv2d):
 
     def taken(self, x: Tensor) -> bool:
         """Whether the kernel computes this call."""
-        w = self.weight
+        w, options = self.weight, (self.stride, self.padding, self.dilation, self.groups)
         return (
-            (w.shape[1] % 16 == 0 or stem.fits(x, w, self.stride))
-            and plain(w, self.stride, self.padding, self.dilation, self.groups)
+            (fits(w, *options) or (stem.fits(x, w, self.stride) and plain(w, *options)))
             and self.padding_mode == "zeros"
             and x.dtype in TILE
             and arithmetic(x) in TILE
