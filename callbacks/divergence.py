@@ -1,9 +1,10 @@
 """A loss that is not finite ends the run as a recorded divergence: a result, not a crash.
 
-The check costs no read-back: step and value of the last finite loss stay on the device and are looked at every
-`every_n_steps` steps, on all ranks alike (a rank whose loss went bad spoils the others' weights within a step).
+The losses stay on the device and are read every `every_n_steps` steps, on all ranks alike (a rank whose loss went bad
+spoils the others' weights within a step).
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -26,7 +27,6 @@ class Divergence(Callback):
         self.every_n_steps = every_n_steps
         self.step: int | None = None
         self.last_finite_loss: float | None = None
-        self.seen: Tensor | None = None  # (steps with a finite loss in this fit, the last such loss)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "last_finite_loss": self.last_finite_loss}
@@ -41,27 +41,25 @@ class Divergence(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = self.step is not None  # resumed after its divergence: there is nothing to go on with
-        self.first_step = trainer.global_step
-        self.seen = torch.tensor([0.0, float("nan")], device=pl_module.device)
-        self.fine = torch.tensor(True, device=pl_module.device)
+        self.losses: list[Tensor] = []  # not looked at yet
+        self.looked_at, self.latest = trainer.global_step, None  # steps, and the loss of the last of them
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: object, batch_idx: int
     ) -> None:
-        loss = outputs["loss"].detach().float()
-        self.fine &= loss.isfinite()
-        self.seen = torch.where(self.fine, torch.stack([self.seen[0] + 1, loss]), self.seen)
+        self.losses.append(outputs["loss"].detach())
         if (batch_idx + 1) % self.every_n_steps == 0 or trainer.is_last_batch:
             self.look(trainer)
 
     def look(self, trainer: Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(bool(self.fine), all=True):
-            return
-        steps, loss = self.seen.tolist()
-        # ranks differ by at most a step; rank 0's account is the record's
-        self.step = self.first_step + int(steps)
-        self.last_finite_loss = loss if steps > 0 else None
-        trainer.should_stop = True
+        losses = torch.stack(self.losses).tolist()
+        finite = list(itertools.takewhile(math.isfinite, losses))
+        if self.step is None and not trainer.strategy.reduce_boolean_decision(len(finite) == len(losses), all=True):
+            # ranks differ by at most a step; rank 0's account is the record's
+            self.step = self.looked_at + len(finite)
+            self.last_finite_loss = finite[-1] if finite else self.latest
+            trainer.should_stop = True
+        self.losses, self.looked_at, self.latest = [], self.looked_at + len(losses), losses[-1]
 
     def summary(self) -> dict[str, Any]:
         """As `result.json` holds it."""

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 
 import pytest
@@ -41,6 +42,16 @@ def test_divergence_is_recorded(step, every):
     summary = divergence.summary() | record.summary(fit, model)
     assert summary["ended"] == "diverged"
     assert summary["test_error"] is None
+
+
+def test_the_first_divergence_stays():
+    """Where something keeps a run going behind it."""
+    divergence, data = Divergence(1), batches()
+    fit = trainer(min_epochs=3, max_epochs=3, callbacks=[divergence])
+    fit.fit(Classifier(Poisoned(2), SGD), data, data)
+    assert fit.global_step > 4
+    assert divergence.step == 2
+    assert math.isfinite(divergence.last_finite_loss)
 
 
 def test_ruined_in_the_last_step():
