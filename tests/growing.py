@@ -20,11 +20,11 @@ def network(seed: int = 0, **options) -> nn.Module:
     return MultilevelResNet(**{"blocks": 2, "width": 4} | options)
 
 
-def images(rank: int = 0, world_size: int = 1, n: int = 12 * STEPS) -> list[Batches]:
+def images(rank: int = 0, world_size: int = 1, n: int = 12 * STEPS, device: str = "cpu") -> list[Batches]:
     """To train on, in batches of 12, and to evaluate on."""
     random = torch.Generator().manual_seed(0)
-    x = torch.randint(256, (n, 8, 8, 3), dtype=torch.uint8, generator=random)
-    y = torch.randint(10, (n,), generator=random)
+    x = torch.randint(256, (n, 8, 8, 3), dtype=torch.uint8, generator=random).to(device)
+    y = torch.randint(10, (n,), generator=random).to(device)
     options = {"mean": [127.0] * 3, "std": [70.0] * 3, "rank": rank, "world_size": world_size}
     return [Batches(x, y, 12, shuffle=True, **options), Batches(x, y, n, **options)]
 

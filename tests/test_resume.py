@@ -12,6 +12,7 @@ from callbacks.divergence import Divergence
 from callbacks.record import Record
 from depthlab import Classifier, ImageData, ResNet
 from depthlab.data.augment import Shift
+from tests import growing
 
 SCHEDULES = {
     "sgd": callbacks.SGD(epochs=4, warmup=1, milestones=(2, 3)),
@@ -62,3 +63,22 @@ def test_resume_is_bit_identical(name, style, data_dir, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     assert curves == resumed_curves
     assert len(curves) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+def test_resumed_in_another_memory_format(tmp_path):
+    """As on another device or without a compiler; a fused step reads momentum and weights as they lie."""
+
+    def train(channels_last, folder, epochs):
+        options = {"weight_decay": 1e-3, "channels_last": channels_last}
+        model = Classifier(growing.network(), partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True), **options)
+        last = folder / "last.ckpt"
+        trainer = growing.trainer(folder, max_epochs=epochs, callbacks=[last_checkpoint(folder)])
+        trainer.fit(model, *growing.images(), ckpt_path=last if last.exists() else None)
+        return torch.cat([p.detach().flatten() for p in model.net.parameters()])
+
+    for channels_last in (False, True):
+        whole = train(not channels_last, tmp_path / f"whole{channels_last}", 2)
+        train(channels_last, tmp_path / f"parts{channels_last}", 1)
+        resumed = train(not channels_last, tmp_path / f"parts{channels_last}", 2)
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-5)

@@ -69,6 +69,14 @@ class Classifier(LightningModule):
 
     # ---- training: sums stay on the device and are read once per epoch; self.log per step costs more than a small net
 
+    def on_train_start(self) -> None:
+        # A checkpoint's momentum has the strides it was saved with; a fused step reads it as it lies, like the weights.
+        for optimizer in self.trainer.optimizers:
+            for p, state in optimizer.state.items():
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                        state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+
     def on_train_epoch_start(self) -> None:
         self.sums = torch.zeros(3, device=self.device, dtype=torch.float64 if self.device.type == "cpu" else None)
 
