@@ -68,7 +68,7 @@ def wandb_run(config: dict[str, Any], name: str, folder: Path) -> WandbLogger:
         os.environ.setdefault(f"WANDB_{key}_DIR", str(folder / "wandb"))
     (folder / "wandb").mkdir(parents=True, exist_ok=True)  # W&B would fall back to the system's temporary folder
     mode = config["logger"]["mode"] or ("online" if has_key() else "offline")
-    return WandbLogger(
+    logger = WandbLogger(
         project=config["logger"]["project"],
         name=name,
         id=name,
@@ -78,6 +78,8 @@ def wandb_run(config: dict[str, Any], name: str, folder: Path) -> WandbLogger:
         save_dir=folder,
         offline=mode == "offline",
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on though unset, and W&B warns of it
+    return logger
 
 
 def log_final(loggers: list[Logger], numbers: dict[str, float]) -> None:
@@ -87,3 +89,4 @@ def log_final(loggers: list[Logger], numbers: dict[str, float]) -> None:
             logger.experiment.summary.update(numbers)
         else:
             logger.log_metrics(numbers)
+            logger.finalize("success")  # else a process that ends now takes them along
