@@ -108,6 +108,7 @@ class Record(Callback):
         metrics = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(stale)}
         row |= {key.replace("/", "_"): number(key, metrics) for key in metrics}
         self.rows.append(row)
+        self.sessions[-1]["fused"] = fused.enabled()  # a GPU is tried in the first step
         for logger in trainer.loggers:
             logger.log_metrics({"seconds_per_epoch": row["seconds"]}, step=trainer.global_step - 1)
         if self.folder is not None and trainer.is_global_zero:
@@ -137,7 +138,7 @@ class Record(Callback):
             **{key: value for key, value in self.sessions[-1].items() if key != "first_epoch"},
             "sessions": self.sessions,
             "precision": trainer.precision,
-            "graph": getattr(pl_module, "graphing", False),
+            "graph": getattr(pl_module, "replaying", False),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "epochs": len(self.rows),
             "steps": trainer.global_step,

@@ -19,7 +19,7 @@ from depthlab.report.benchmark import PARTS
 from depthlab.timing import Phases, Stopwatch, timed
 from train import assemble
 
-WARM_UP = 5  # steps; more than the four batches that two workers keep ready
+WARM_UP = 5  # steps: the four batches that two workers keep ready, the eager ones of a graph and its capture
 Way = Callable[[Stopwatch, int], None]  # runs so many steps under the watch
 
 
@@ -46,6 +46,7 @@ class Ours:
             parts = assemble(self.config, Path(folder), [Timer()], **limits)
             parts.model.net = self.net
             parts.trainer.fit(parts.model, parts.data)
+        self.net.to(parts.trainer.strategy.root_device)  # Lightning takes it to the CPU; `bare` goes on with it
 
     def batches(self, device: torch.device) -> Batches:
         data = self.parts.data

@@ -204,7 +204,7 @@ def test_second_derivatives(op, on):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # inside torch's forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # inside torch's forward mode
 def test_transforms(on):
     """vmap over networks, jvp, and dual numbers without functorch."""
     nets = [ResNet(4, 8, width=16) for _ in range(2)]

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from configuration import resolve
 from conftest import ROOT, TINY
 from depthlab import records
+from tests.analysis.nets import DEVICES
 
 
 def config(*overrides):
@@ -49,3 +50,19 @@ def test_the_record_says_so(cli, tmp_path):
     code, output = cli(*TINY, "trainer=fast", "trainer.graph=true", "seed=1")
     assert code == 2, output
     assert "train.py: trainer.graph=true needs a CUDA GPU; take trainer.graph=null" in output
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_makes_it_fast_changes_rounding_only(device, cli, tmp_path):
+    """Kernels of ours against PyTorch's; on a GPU in a CUDA graph against eager steps."""
+    found = []
+    for name, choices in (("ours", []), ("torch", ["trainer.graph=false", "trainer.fused=false"])):
+        places = [f"runs_dir={tmp_path}/{name}", f"trainer.accelerator={device}"]
+        code, output = cli(*TINY, "trainer=fast", "sched=sgdr", "budget=0.006", *choices, *places)
+        assert code == 0, output
+        (path,) = tmp_path.glob(f"{name}/*/result.json")
+        found.append(json.loads(path.read_text()))
+    ours, torchs = found
+    assert [r["graph"] for r in found] == [device == "cuda", False]
+    assert ours["test_loss"] == pytest.approx(torchs["test_loss"], rel=0.05)
+    assert ours["test_loss"] != torchs["test_loss"]

@@ -15,7 +15,8 @@ from depthlab.problem import Problem
 triton = pytest.importorskip("triton")
 CL = torch.channels_last
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read when triton is imported: a process of their own
-needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it")
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+somewhere = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU; test_interpreted runs it")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the others")
@@ -29,14 +30,14 @@ def test_interpreted():
 
 
 def images(*shape, dtype):
-    return (torch.randn(shape) + 0.5).to(dtype).to(memory_format=CL).requires_grad_()
+    return (torch.randn(shape, device=DEVICE) + 0.5).to(dtype).to(memory_format=CL).requires_grad_()
 
 
 def error(a, b):
     return ((a.double() - b).norm() / b.norm()).item()
 
 
-@needs_interpreter
+@somewhere
 @pytest.mark.parametrize("shape", [(3, 16, 5, 7), (2, 24, 8, 8), (20, 3, 32, 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_against_double(shape, dtype, monkeypatch):
@@ -45,27 +46,27 @@ def test_against_double(shape, dtype, monkeypatch):
     torch.manual_seed(0)
     for before, after, add in itertools.product((False, True), repeat=3):
         x, r = images(*shape, dtype=dtype), images(*shape, dtype=dtype) if add else None
-        w, b = (torch.rand(shape[1], requires_grad=True) for _ in range(2))
-        running = (torch.zeros(shape[1]), torch.ones(shape[1]))
+        w, b = (torch.rand(shape[1], device=DEVICE, requires_grad=True) for _ in range(2))
+        running = (torch.zeros(shape[1], device=DEVICE), torch.ones(shape[1], device=DEVICE))
+        double = [t.double() for t in running]
         y = batch_norm.BatchNormAct.apply(x, r, w, b, running, True, 0.1, 1e-5, before, after, 0.5)
         dy = images(*shape, dtype=dtype).detach()
         found = [y, *torch.autograd.grad(y, [t for t in (x, r, w, b) if t is not None], dy), *running]
         x, r, w, b = (None if t is None else t.detach().double().requires_grad_() for t in (x, r, w, b))
-        running = [t.double() for t in (torch.zeros(shape[1]), torch.ones(shape[1]))]
-        z = 0.5 * F.batch_norm(F.relu(x) if before else x, *running, w, b, True, 0.1, 1e-5)
+        z = 0.5 * F.batch_norm(F.relu(x) if before else x, *double, w, b, True, 0.1, 1e-5)
         z = z if r is None else z + r
         leaves = [t for t in (x, r, w, b) if t is not None]
         passed = dy.double() * (y > 0) if after else dy.double()  # what rounding tips over the ReLU is not counted
-        expected = [F.relu(z) if after else z, *torch.autograd.grad(z, leaves, passed), *running]
+        expected = [F.relu(z) if after else z, *torch.autograd.grad(z, leaves, passed), *double]
         errors = [error(a, b) for a, b in zip(found, expected, strict=True)]
         assert max(errors[:-4]) < (1e-6 if dtype == torch.float32 else 6e-3)
         assert max(errors[-4:]) < 2e-5  # gradients of weight and bias, running statistics: small sums of large numbers
 
 
-@needs_interpreter
+@somewhere
 def test_double_check(monkeypatch):
     """A device is tried before it is trusted."""
-    kernels, device = import_module("depthlab.fused.batch_norm_triton"), torch.device("cpu")
+    kernels, device = import_module("depthlab.fused.batch_norm_triton"), torch.device(DEVICE)
     for dtype, kind in itertools.product((torch.float32, torch.bfloat16), itertools.product((False, True), repeat=3)):
         assert kernels.works(device, dtype, kind)
         assert kernels.difference(device, dtype, kind) < (1e-5 if dtype == torch.float32 else 0.01)
@@ -81,19 +82,30 @@ def test_double_check(monkeypatch):
 def test_without_a_driver():
     kernels = import_module("depthlab.fused.batch_norm_triton")
     kernels.works.cache_clear()
+    assert fused.enable(True, "cuda")
     with pytest.warns(UserWarning, match="no Triton on cpu: .*; PyTorch's own are used"):
         assert not kernels.works(torch.device("cpu"), torch.float32, (False, True, True))
+    assert not fused.enabled()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_compiles_for_a_gpu():
     """No GPU is needed to make its machine code: that of an H100 or H200."""
     kernels = import_module("depthlab.fused.batch_norm_triton")
     kinds = dict.fromkeys(("x", "y", "residual", "dy", "dx", "dresidual"), "*bf16")
     kinds |= dict.fromkeys(("sums", "weight", "bias", "stats", "factors", "dweight", "dbias"), "*fp32")
     kinds |= dict.fromkeys(("running_mean", "running_var"), "*fp32") | dict.fromkeys(("h", "eps", "momentum"), "fp32")
-    constants = {"before": False, "after": True, "add": True, "track": True, "R": 64, "W": 16, "P": 256, "N": 1024}
+    constants = {
+        "before": False,
+        "after": True,
+        "add": True,
+        "track": True,
+        "rows": 448,
+        "R": 64,
+        "W": 16,
+        "P": 256,
+        "N": 1024,
+    }
     target = import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
     for name in ("_statistics", "_coefficients", "_apply", "_reduce", "_factors", "_gradient"):
         kernel = getattr(kernels, name)
@@ -109,7 +121,7 @@ def test_only_where_it_is_asked_for(monkeypatch):
         assert not fused.switch(False, "bf16-mixed", "cuda", False)
         assert fused.switch(True, "32-true", "cuda", False)
         assert fused.switch(None, "bf16-mixed", "gpu", False)
-        x, bn = images(2, 16, 4, 4, dtype=torch.float32), torch.nn.BatchNorm2d(16)
+        x, bn = images(2, 16, 4, 4, dtype=torch.float32).cpu(), torch.nn.BatchNorm2d(16)
         assert "BatchNormAct" not in str(fused.bn_act(bn, x).grad_fn)  # an image on the CPU stays PyTorch's
         with pytest.raises(Problem, match=r"trainer\.fused=true is for CPUs and CUDA"):
             fused.switch(True, "16-mixed", "cuda", False)

@@ -259,7 +259,7 @@ def test_second_derivatives(stride, on):
         assert (a.double() - b).norm() <= 1e-5 * b.norm()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # inside torch's forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # inside torch's forward mode
 def test_transforms(on):
     conv, x, t = Conv2d(16, 16, 3, padding=1), images(3, 16, 8, 8).detach(), images(3, 16, 8, 8).detach()
     expected = nn.Conv2d.forward(conv, x).detach()

@@ -15,12 +15,11 @@ Warm-up     The first WARM_UP steps run eagerly, on the stream of the capture, w
 Anew        where the optimiser has other parameters or settings (growth), and in every fit.
 Eagerly     a batch of another size (an epoch's last); everything, where something stands against it: `obstacle`.
 
-Not yet run on a GPU: tests/test_graphed.py holds all of it but `CudaGraph`, with a graph whose replay runs the step.
+Not yet run on a GPU: tests/test_graphed.py takes `CudaGraph` where there is one, else one whose replay runs the step.
 Others do the same by hand: the step's order and warm-up as in PyTorch's notes on CUDA graphs (whole-network capture);
 Lightning has nothing of its own (issues 10174, 14213).
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from depthlab.classifier import Classifier, rescale_momentum
@@ -60,8 +60,12 @@ class CudaGraph:
         Raises:
             RuntimeError: something in the step waits for the device, or cannot be captured for another reason.
         """
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            step()
+        ours = torch.cuda.current_stream()
+        try:  # threads of others, such as a loader's that pins memory, may go on
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                step()
+        finally:
+            torch.cuda.set_stream(ours)  # torch 2.11 does not come back from a capture that failed
 
     def replay(self) -> None:
         self.graph.replay()
@@ -82,7 +86,12 @@ class GraphedClassifier(Classifier):
     def __init__(self, *args: Any, wanted: bool | None = None, graph: type = CudaGraph, **options: Any) -> None:
         super().__init__(*args, **options)
         self.wanted, self.make_graph = wanted, graph
-        self.graphing = False
+        self.graphing = self.refused = False
+
+    @property
+    def replaying(self) -> bool:
+        """Whether steps are replayed."""
+        return self.graphing and not self.refused
 
     def obstacle(self) -> str | None:
         """Why steps cannot be captured; None if they can."""
@@ -91,7 +100,7 @@ class GraphedClassifier(Classifier):
         others = [c for c in trainer.callbacks if any(getattr(type(c), h) is not getattr(Callback, h) for h in BETWEEN)]
         reasons = {
             "needs a CUDA GPU": self.device.type != self.make_graph.device,
-            "is for a single device": trainer.world_size > 1,
+            "is for a single device without trainer.strategy": not isinstance(trainer.strategy, SingleDeviceStrategy),
             "is for trainer.precision=32-true and bf16-mixed": trainer.precision not in ("32-true", "bf16-mixed"),
             "needs torch.optim.SGD with optim.optimizer.fused=true": not sgd,
             "is for steps without accumulated gradients": trainer.accumulate_grad_batches != 1,
@@ -101,10 +110,11 @@ class GraphedClassifier(Classifier):
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         reason = self.obstacle()
         if reason and self.wanted:
             raise Problem(f"trainer.graph=true {reason}; take trainer.graph=null")
-        self.graphing = reason is None
+        self.graphing, self.refused = reason is None, False
         loader = self.trainer.train_dataloader
         self.finish = getattr(loader, "finish", None)
         if self.finish is not None:
@@ -150,13 +160,13 @@ class GraphedClassifier(Classifier):
 
     def advance(self, step: Step) -> None:
         """Run `step`, or the graph that it has become."""
-        if self.runs == WARM_UP:
+        if self.runs == WARM_UP and not self.refused:
             try:
                 self.graph.capture(step)
             except RuntimeError as error:
                 warnings.warn(f"trainer.graph: steps stay eager, {str(error).splitlines()[0]}", stacklevel=2)
-                self.runs = -math.inf
-        if self.runs < WARM_UP:
+                self.refused = True
+        if self.runs < WARM_UP or self.refused:
             self.graph.run(step)
         else:
             self.graph.replay()
@@ -177,8 +187,10 @@ class GraphedClassifier(Classifier):
             self.change_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
             numbers = [group["lr"] for group in optimizer.param_groups]
             set_rates(optimizer, self.rates)
-            optimizer.step()
-            set_rates(optimizer, numbers)
+            try:
+                optimizer.step()
+            finally:
+                set_rates(optimizer, numbers)
             self.loss.copy_(loss.detach())
 
     # ---- what whole_step has done already

@@ -45,8 +45,17 @@ def switch(wanted: bool | None, precision: str, accelerator: str, compiled: bool
     takes = device in ("cpu", "cuda") and precision in ("32-true", "bf16-mixed") and not compiled
     helps = device == "cpu" or precision == "bf16-mixed"
     on = enable(takes and (helps if wanted is None else wanted), device)
+    if on and wanted and torch.cuda.is_available() and device == "cuda":
+        on = on_a_gpu(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
     if wanted and not on:
-        needed = "needs a C++ compiler" if device == "cpu" else "needs Triton"
+        needed = "needs a C++ compiler" if device == "cpu" else "needs Triton, on a GPU that it works on"
         reason = needed if takes else "is for CPUs and CUDA, precision=32-true or bf16-mixed, compile=false"
         raise Problem(f"trainer.fused=true {reason}; take trainer.fused=null")
     return on
+
+
+def on_a_gpu(dtype: torch.dtype) -> bool:
+    """Whether the GPU gets small images right. Says why where it does not."""
+    from depthlab.fused import batch_norm_triton  # not everywhere: Triton
+
+    return batch_norm_triton.works(torch.device("cuda", torch.cuda.current_device()), dtype, (False, True, True))

@@ -4,8 +4,8 @@ x (B, C, H, W) in channels_last is a matrix of B H W rows and C columns. Three k
 rows (no atomics: the same bits every time), their total per channel, and one pass that applies it. Sums are of
 differences from the first row, fp32 over a part, double over parts.
 
-Its results are tested with Triton's interpreter, and it is compiled for a GPU of compute capability 9.0
-(tests/test_triton.py); it has not been timed on one. A device must first get small images right (`works`).
+Not yet run on a GPU: tests/test_triton.py runs it where there is one, else in Triton's interpreter, and compiles it for
+compute capability 9.0. A device must first get small images right (`works`).
 """
 
 import functools
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from depthlab.fused import cpu
 from depthlab.fused.batch_norm import Kind, Running
 
 ROWS, COLUMNS, PARTS = 64, 16, 256  # of x at once; parts of the rows at most, as a power of two
@@ -30,18 +31,18 @@ def _values(x, at, inside, before: tl.constexpr):
 
 
 @triton.jit
-def _statistics(x, sums, M, C, rows, before: tl.constexpr, R: tl.constexpr, W: tl.constexpr):  # sums (2, parts, C)
+def _statistics(x, sums, M, C, rows: tl.constexpr, before: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     part, c = tl.program_id(0), tl.program_id(1) * W + tl.arange(0, W)
     origin = _values(x, c, c < C, before)
-    s, q = tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
-    for begin in range(part * rows, min(part * rows + rows, M), R):
-        r = begin + tl.arange(0, R)
-        inside = (r < min(part * rows + rows, M))[:, None] & (c < C)[None, :]
+    s, q = tl.zeros((R, W), tl.float32), tl.zeros((R, W), tl.float32)
+    for begin in range(0, rows, R):
+        r = part * rows + begin + tl.arange(0, R)
+        inside = (r < M)[:, None] & (c < C)[None, :]
         d = tl.where(inside, _values(x, r[:, None] * C + c[None, :], inside, before) - origin[None, :], 0.0)
-        s += tl.sum(d, 0)
-        q += tl.sum(d * d, 0)
-    tl.store(sums + part * C + c, s, mask=c < C)
-    tl.store(sums + (tl.num_programs(0) + part) * C + c, q, mask=c < C)
+        s += d
+        q += d * d
+    tl.store(sums + part * C + c, tl.sum(s, 0), mask=c < C)
+    tl.store(sums + (tl.num_programs(0) + part) * C + c, tl.sum(q, 0), mask=c < C)
 
 
 @triton.jit
@@ -117,22 +118,22 @@ def _passed(dy, x, y, stats, at, c, C, inside, before: tl.constexpr, after: tl.c
 
 @triton.jit
 def _reduce(
-    dy, x, y, stats, sums, M, C, rows,
-    before: tl.constexpr, after: tl.constexpr, add: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
+    dy, x, y, stats, sums, M, C,
+    rows: tl.constexpr, before: tl.constexpr, after: tl.constexpr, add: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     part, c = tl.program_id(0), tl.program_id(1) * W + tl.arange(0, W)
     there = tl.minimum(c, C - 1)
     middle = tl.load(stats + 2 * C + there)
-    s, q = tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
-    for begin in range(part * rows, min(part * rows + rows, M), R):
-        r = begin + tl.arange(0, R)
-        inside = (r < min(part * rows + rows, M))[:, None] & (c < C)[None, :]
+    s, q = tl.zeros((R, W), tl.float32), tl.zeros((R, W), tl.float32)
+    for begin in range(0, rows, R):
+        r = part * rows + begin + tl.arange(0, R)
+        inside = (r < M)[:, None] & (c < C)[None, :]
         at = r[:, None] * C + c[None, :]
         v, g = _passed(dy, x, y, stats, at, there[None, :], C, inside, before, after, add)
-        s += tl.sum(g, 0)
-        q += tl.sum(g * (v - middle[None, :]), 0)
-    tl.store(sums + part * C + c, s, mask=c < C)
-    tl.store(sums + (tl.num_programs(0) + part) * C + c, q, mask=c < C)
+        s += g
+        q += g * (v - middle[None, :])
+    tl.store(sums + part * C + c, tl.sum(s, 0), mask=c < C)
+    tl.store(sums + (tl.num_programs(0) + part) * C + c, tl.sum(q, 0), mask=c < C)
 
 
 @triton.jit
@@ -215,6 +216,7 @@ def works(device: torch.device, dtype: torch.dtype, kind: Kind) -> bool:
     except Exception as error:  # no driver, no C compiler, no place to write, a GPU too old: Triton's words for each
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     warnings.warn(f"fused operations: no Triton on {device}: {reason}; PyTorch's own are used", stacklevel=4)
+    cpu.enable(False)
     return False
 
 
