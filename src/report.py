@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         formats = chosen_formats(args.format)
         experiments = [load_experiment(CONF / "experiment" / f"{id}.yaml", id) for id in choose(args.experiment)]
+        for folder in args.runs:
+            if not folder.is_dir() and str(folder) in choose([]):
+                raise Problem(f"--runs {folder}: this is an experiment; name it first, then --runs DIR")
         if args.runs != parser.get_default("runs") and not any(folder.is_dir() for folder in args.runs):
             raise Problem(f"--runs {' '.join(map(str, args.runs))}: there is no such folder")
         records, problems = read_records(args.runs)
@@ -56,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             report_all(args, formats, experiments, records, problems, recipes)
         recipes.keep()
+    except BrokenPipeError:  # | head
+        return 141
     except (Problem, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -36,7 +36,7 @@ def test_paired_differences(tmp_path):
     assert not problems
     experiment = load_experiment(tmp_path / "modes.yaml", "modes")
     text, _ = write_report(experiment, records, problems, tmp_path / "out", None)
-    assert "budget 1, exact and fast ‡: 6 of 6 runs" in text
+    assert "budget 1, exact and fast ‡: 6 of 6 runs and 1 more" in text
     table = (tmp_path / "out/modes.pairs.csv").read_text().splitlines()
     assert table[0] == "data,budget,precision,arch,number,exact,fast,difference,standard_error,ratio,n"
     # differences 1, 3, 2: mean 2, sd 1, standard error 1 / sqrt(3)

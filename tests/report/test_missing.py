@@ -79,6 +79,8 @@ def test_command_tells_runs_flops_and_time(tmp_path, monkeypatch, capsys):
     seconds = {"plain11": 1e-3, "resnet110": 4e-3}
     done = [finished(*ids, {"arch": arch, "sched": "sgd"}, 1, name=arch, train_seconds=164 * 50_000 * each)
             for arch, each in seconds.items()]  # fmt: skip
+    short = {"trainer": {"limit_train_batches": 2}}  # its epochs say nothing about those of the recipe
+    done.append(finished(*ids, {"arch": "plain11", "sched": "sgd"}, 9, name="short", train_seconds=9.0, config=short))
     plant(tmp_path / "runs", *done)
     out = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert report.main(["--missing", *ids, *out]) == 0

@@ -458,3 +458,15 @@ def test_command(tmp_path):
     assert (rates["sgd", "0"], rates["sgd", "163"]) == (0.01, pytest.approx(0.001))
     assert rates["clr", "10"] == pytest.approx(0.064)
     assert rates["sgdr", "179"] == pytest.approx(2.77704e-5, rel=1e-5)
+
+
+def test_a_folder_of_runs_is_no_experiment(tmp_path):
+    """`--runs runs demo` would take the experiment for a folder; a folder of that name is one."""
+    (tmp_path / "runs").mkdir()
+    done = run("--missing", "--runs", "runs", "demo", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "report: --runs demo: this is an experiment; name it first, then --runs DIR\n",
+    )
+    (tmp_path / "demo").mkdir()
+    assert run("barz2018/fig2", "--runs", "demo", cwd=tmp_path).returncode == 0

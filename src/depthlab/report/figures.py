@@ -2,6 +2,7 @@
 
 import io
 from collections import defaultdict
+from collections.abc import Iterable
 from textwrap import fill
 from typing import Any
 
@@ -66,9 +67,7 @@ def curves(given: Given) -> Drawn:
         for axis in (top, bottom):
             axis.grid(alpha=0.25, lw=0.6)
             axis.set_xlim(left=0)
-    sets = {"test": "test", "val": "validation"}
-    measured = {sets.get(r.get("evaluated_on"), "held-out") for row in rows for r in row.finished}
-    axes[0, 0].set_ylabel(f"{' / '.join(sorted(measured))} error (%)")
+    axes[0, 0].set_ylabel(f"{evaluated_on(rows)} error (%)")
     axes[1, 0].set_ylabel("training loss (running mean)")
     note = "    ◇ the paper's final error" if comparable and experiment.paper.get("published") else ""
     figure.suptitle(f"{block.data or experiment.id}, budget {block.budget:g}, {block.precision}{note}", fontsize=10)
@@ -116,6 +115,12 @@ def schedules(given: Given, schedules: list[str], steps_per_epoch: int) -> Drawn
 
 def _rest(row: Row, axes: list[str]) -> tuple:
     return tuple(row.cell[axis] for axis in axes)
+
+
+def evaluated_on(rows: Iterable[Row]) -> str:
+    """`test` or `validation`: the images of the curves' errors."""
+    sets = {"test": "test", "val": "validation"}
+    return " / ".join(sorted({sets.get(r.get("evaluated_on"), "held-out") for row in rows for r in row.finished}))
 
 
 def band(row: Row, key: str) -> tuple[list[int], list[float], list[float]]:

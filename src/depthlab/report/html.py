@@ -16,7 +16,7 @@ import numpy as np
 
 from depthlab.problem import Problem
 from depthlab.report.claims import NOT_RUN
-from depthlab.report.figures import COLOURS, band
+from depthlab.report.figures import COLOURS, band, evaluated_on
 from depthlab.report.page import (
     KINDS,
     LEGEND,
@@ -234,7 +234,7 @@ def chart(page: Page, block: Block, rows: list[Row]) -> tuple[str, Any] | None:
         "hovermode": "x", "margin": {"l": 55, "r": 10, "t": 28, "b": 40}, "dragmode": "zoom",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1b1f24"},
         "xaxis": thin | {"title": {"text": "epoch"}, "anchor": "y2"},
-        "yaxis": thin | {"title": {"text": "held-out error (%)"}, "domain": [0.54, 1]},
+        "yaxis": thin | {"title": {"text": f"{evaluated_on(rows)} error (%)"}, "domain": [0.54, 1]},
         "yaxis2": thin | {"title": {"text": "training loss"}, "domain": [0, 0.46], "type": "log"},
         "legend": {"font": {"size": 11}},
     }  # fmt: skip

@@ -88,6 +88,8 @@ def pace(record: Record, config: dict[str, Any], hardware: str) -> float | None:
     same = same and record["precision"] == config["trainer"]["precision"] and record.get("hardware") == hardware
     if not same or record["diverged"] or (record.get("devices") or 1) > 1 or not record.get("train_seconds"):
         return None
+    if record.get("config", {}).get("trainer", {}).get("limit_train_batches") is not None:
+        return None  # its epochs are cut short
     images = epoch_images(config)
     return record["train_seconds"] / (record["epochs"] * images) if images else None
 

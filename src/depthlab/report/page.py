@@ -262,11 +262,9 @@ def provenance(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def heading(block: Block) -> str:
     """`cifar100, budget 0.05 †, bf16-mixed ‡: 3 of 18 runs on AMD EPYC, 2 threads (3)`"""
-    seeds = sum(len(row.wanted) - len(row.missing) for row in block.rows)
     machines = "; ".join(f"{name} ({n})" for name, n in block.hardware.items())
     data = [block.data + ("" if block.own_data else " (not the experiment's data)")] if block.data else []
-    runs = f"{seeds} of {block.wanted} runs" + (f" on {machines}" if machines else "")
-    return f"{', '.join([*data, budget(block)])}: {runs}"
+    return f"{', '.join([*data, budget(block)])}: {block.count}" + (f" on {machines}" if machines else "")
 
 
 def table(

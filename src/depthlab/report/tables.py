@@ -71,6 +71,13 @@ class Block:
         return sum(len(row.wanted) for row in self.rows)
 
     @property
+    def count(self) -> str:
+        """`3 of 18 runs`; of seeds that the experiment does not ask for `18 of 18 runs and 2 more`."""
+        done = self.wanted - sum(len(row.missing) for row in self.rows)
+        more = len(self.records) - done
+        return f"{done} of {self.wanted} runs" + (f" and {more} more" if more else "")
+
+    @property
     def marks(self) -> str:
         """What keeps these numbers from standing beside the paper's without a word."""
         return ("†" if self.budget != 1 else "") + ("‡" if self.precision not in EXACT else "")

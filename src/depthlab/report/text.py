@@ -132,8 +132,7 @@ def verdict_lines(page: Page) -> list[str]:
 def overview(page: Page) -> str:
     """A line: `barz2018/table1         3 of 18 runs (budget 0.05 †, bf16-mixed ‡), B1 inconclusive, B3 not run`."""
     runs = [
-        f"{sum(len(row.records) for row in block.rows)} of {block.wanted} runs"
-        + (f" ({budget(block)})" if block.marks else "")
+        block.count + (f" ({budget(block)})" if block.marks else "")
         for block in page.blocks if block.own_data and block.records
     ]  # fmt: skip
     state = "; ".join(runs) or (NOT_RUN if page.experiment.runs else "computed")
