@@ -45,8 +45,8 @@ class Schedule(Callback):
     def __init__(self, epochs: int, budget: float = 1.0):
         check(isinstance(epochs, int) and epochs >= 1, "epochs", "a whole number >= 1", epochs)
         check(budget > 0, "budget", "> 0", budget)
-        least = 0.5 / epochs
-        check(epochs * budget >= 0.5, "budget", f">= {least:.2g}, or no epoch of {epochs} is left", f"{budget:g}")
+        least = math.ceil(5e4 / epochs) / 1e5
+        check(epochs * budget >= 0.5, "budget", f">= {least:g}, or no epoch of {epochs} is left", f"{budget:g}")
         self.epochs = epochs
         self.budget = budget
         self.run_epochs = schedules.run_length(epochs, budget)

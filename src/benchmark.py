@@ -190,6 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if unknown := [mode for mode in args.mode.split(",") if mode not in MODES]:
             raise Problem(f"--mode {unknown[0]}: there is {' and '.join(MODES)}")
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise Problem("--device cuda: PyTorch finds no CUDA GPU here; take --device cpu")
         args.precision = args.precision or [MODES[mode] for mode in args.mode.split(",")]
         if args.grid:
             print(prediction.predict(args.grid[0], args.grid[1:], torch.device(args.device), args.steps), end="")

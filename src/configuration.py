@@ -5,6 +5,7 @@ of settings.py, and what only the parts themselves can know by constructing them
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 ABOUT = {"arch": ("name", "weight_decay"), "sched": ("name", "clip"), "grow": ("name",), "augment": ("name",)}
 WHICH = ("split", "images", *WHEN)  # images, and when: of callbacks.Analyse
 ABOUT["analysis"] = ("name", "figure", "extra", "check", *WHICH)
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it cannot import, `check_arguments` says
 
 
 def build(config: dict[str, Any], section: str, **more: Any) -> Any:
@@ -65,7 +67,8 @@ def check_arguments(section: str, arguments: dict[str, Any]) -> None:
         raise Problem(
             f"{section}._target_={arguments['_target_']}: cannot be imported ({' '.join(str(error).split())})"
         ) from error
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+    hints = dict.fromkeys(inspect.signature(target).parameters, Any)
+    hints |= get_type_hints(target.__init__ if isinstance(target, type) else target)
     for key, value in arguments.items():
         if key.startswith("_"):
             continue
@@ -110,19 +113,36 @@ def analyses(config: dict[str, Any], folder: Path | None = None) -> list[Any]:
     return found
 
 
+def choices(group: str) -> list[str]:
+    """What conf/<group> has, e.g. `barz2018/table1` of experiment."""
+    return [path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml")]
+
+
+# Where others have these keys elsewhere, as in PyTorch and Lightning.
+ELSEWHERE = {
+    "lr": "the schedule sets the rate: see sched.lr, sched.lr_max",
+    "epochs": "set budget, which scales every length, or sched.epochs",
+    "max_epochs": "set budget, which scales every length, or sched.epochs",
+    "batch_size": "set data.batch_size",
+}
+
+
 def explain(error: Exception) -> str:
     """One line for what Hydra or OmegaConf says of a command line or a configuration file."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").partition("/")
-        options = [p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml")]
-        return f"{group}={name}: there is no such {group}; {closest(name, options or list(error.options))}"
+        return f"{group}={name}: there is no such {group}; {closest(name, choices(group) or list(error.options))}"
     if match := re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__ or ''}"):
         key = match[1]
         parent = getattr(error, "parent_node", None) or getattr(error.__cause__, "parent_node", None)
         siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
         if siblings and "not in struct" in f"{text}{error.__cause__}":
-            return f"{key}: no such key; {closest(key.rpartition('.')[2], siblings)}"
+            section, _, word = key.rpartition(".")
+            where = None if section == "sched" else ELSEWHERE.get(word)
+            return f"{key}: no such key; {where or closest(word, siblings)}"
+    if "Ambiguous value for argument" in text:
+        return f"{text.splitlines()[0].split(chr(39))[1]}: several values are a sweep; add -m (a list has brackets)"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({text.splitlines()[0]})"
     first, *rest = [line.strip() for line in text.splitlines() if line.strip()]

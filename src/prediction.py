@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from configuration import CONF, build, checked
+from configuration import CONF, build, checked, choices
 from depthlab import growth
-from depthlab.problem import Problem
+from depthlab.problem import Problem, closest
 from depthlab.records import hardware, identity_of
 from depthlab.report.experiments import load_experiment
 from depthlab.report.missing import duration
@@ -88,7 +88,7 @@ def jobs(id: str, overrides: Sequence[str]) -> list[tuple[list[str], dict[str, A
     """Command line and checked configuration of every run; an override takes the place of a swept key."""
     path = CONF / "experiment" / f"{id}.yaml"
     if not path.exists():
-        raise Problem(f"--grid {id}: there is no conf/experiment/{id}.yaml")
+        raise Problem(f"--grid {id}: there is no such experiment; {closest(id, choices('experiment'))}")
     experiment = load_experiment(path, id)
     if not experiment.runs:
         raise Problem(f"--grid {id}: this experiment trains nothing")

@@ -116,7 +116,8 @@ def assemble(config: dict[str, Any], folder: Path, more: Iterable[Any] = (), **s
             enable_model_summary=False,
         )
     except MisconfigurationException as error:
-        raise Problem(f"trainer: {' '.join(str(error).split())}") from error
+        place = " ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices", "strategy"))
+        raise Problem(f"{place}: {' '.join(str(error).split())}") from error
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and settings["sync_batchnorm"]:
         raise Problem("trainer.sync_batchnorm=true needs GPUs; on CPUs each process normalises its own share")
@@ -135,6 +136,7 @@ def quieten() -> None:
         logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # we go on from there
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning and torch, not ours
+    warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")  # the same between Triton and torch
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, for convolutions too
     torch.utils.deterministic.fill_uninitialized_memory = False  # with trainer.deterministic: 2 to 5 % of a CPU step
@@ -157,6 +159,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     model, data, trainer, record, divergence, analyses = assemble(config, folder)
     if checkpoint := resume_point(folder, record.identity):
         check_path(folder, config["trajectory"]["every"])
+        if trainer.is_global_zero:
+            print(f"{name}: goes on from {checkpoint}")
     if trainer.is_global_zero:
         records.write_json(folder / "config.json", config)
     trainer.fit(model, data, ckpt_path=checkpoint)
@@ -213,7 +217,7 @@ def run(config: dict[str, Any]) -> int:
         train(config)  # one more rank of a run that rank 0 answers for
         return 0
     lock = FileLock(writable(folder.parent / ".locks") / name)
-    goes_on = f"the same command goes on from {folder / 'last.ckpt'}"
+    last = folder / "last.ckpt"
     code = 1
     try:
         lock.acquire(timeout=0)
@@ -229,10 +233,10 @@ def run(config: dict[str, Any]) -> int:
         print(f"{name}: another process is at it", file=sys.stderr)
         return BUSY
     except SIGTERMException:
-        print(f"{name}: stopped by SIGTERM; {goes_on}", file=sys.stderr)
+        print(f"{name}: stopped by SIGTERM; {how_to_go_on(last)}", file=sys.stderr)
         return 143
     except (KeyboardInterrupt, SystemExit):  # SystemExit is what Lightning makes of Ctrl-C
-        print(f"{name}: stopped; {goes_on}", file=sys.stderr)
+        print(f"{name}: stopped; {how_to_go_on(last)}", file=sys.stderr)
         return 130
     finally:
         if "wandb" in sys.modules:
@@ -261,6 +265,12 @@ def measure(config: dict[str, Any], folder: Path) -> None:
     for name in asked.missed(config, folder):
         said = "only its last epoch is measured; delete the folder to train it once more"
         print(f"{folder.name}: trained without analyses.{name}, {said}")
+
+
+def how_to_go_on(last: Path) -> str:
+    if not last.exists():
+        return "no epoch was finished, the same command starts anew"
+    return f"the same command goes on from {last}"
 
 
 def writable(folder: Path) -> Path:

@@ -87,10 +87,12 @@ def test_what_runs_together_is_added_up():
         (["--arch", "resnet9"], "6n"),
         (["--arch", "plane11"], "plain11"),
         (["--batch", "600"], "--batch 600"),
+        (["--device", "cuda"], "--device cuda: PyTorch finds no CUDA GPU"),
     ],
 )
 def test_refusals(arguments, word, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DEPTHLAB_DATA", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = [*TINY, "--data", "digits", *arguments, "--out", str(tmp_path)]
     assert benchmark.main(arguments) == 2
     assert word in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Every file composes and builds; every mistake gets one line with key, value and way out."""
 
 import pytest
+import torch
 from hydra.errors import HydraException
 
 from configuration import build, explain, network, problems
 from conftest import ROOT, composed
+from depthlab.problem import Problem
 
 CONF = ROOT / "conf"
 
@@ -65,7 +67,7 @@ def test_depth_is_an_option():
         ("arch.bn_momentum=-3", "arch.bn_momentum must lie in [0, 1], got -3"),
         ("sched.budget=0.5", "sched.budget=0.5: set budget"),
         ("budget=inf", "budget=inf: input should be a finite number"),
-        ("budget=1e-9", "sched.budget must be >= 0.0028"),
+        ("budget=1e-9", "sched.budget must be >= 0.00278"),
         ("seed=99999999999999", "seed=99999999999999: input should be less than 4294967296"),
         ("data.drop_last=no", "data.drop_last=no: input should be a valid boolean"),
         ("+arch.num_classes=5", "arch.num_classes=5: leave it out, it follows from the data"),
@@ -136,6 +138,8 @@ def test_bad_depth():
         ),
         ("sched.lr_maxx=0.1", "sched.lr_maxx: no such key; did you mean lr_max"),
         ("budgt=0.1", "budgt: no such key; did you mean budget"),
+        ("optim.optimizer.lr=3", "optim.optimizer.lr: no such key; the schedule sets the rate: see sched.lr"),
+        ("trainer.max_epochs=3", "trainer.max_epochs: no such key; set budget"),
         ("arhc=plain11", "arhc"),
         ("sched.lr_max=[1", "sched.lr_max=[1"),
     ],
@@ -146,3 +150,17 @@ def test_bad_names(override, line):
     said = explain(error.value)
     assert line in said
     assert "\n" not in said
+
+
+class Unannotated(torch.nn.Module):
+    def __init__(self, num_classes=10, width=8):
+        super().__init__()
+        self.fc = torch.nn.Linear(3 * width, num_classes)
+
+
+def test_a_constructor_without_annotations():
+    arch = {"_target_": f"{__name__}.Unannotated", "name": "mine", "width": 4}
+    found = {"arch": arch, "data": {"classes": 5}}
+    assert network(found).fc.weight.shape == (5, 12)
+    with pytest.raises(Problem, match=r"arch\.wdth: no such key; did you mean width\?"):
+        network(found | {"arch": arch | {"wdth": 4}})

@@ -18,7 +18,8 @@ DDP = ["trainer=ddp", "trainer.devices=2"]
 def fit(out, devices, kind, data_dir):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     worker = [sys.executable, str(ROOT / "tests" / "ddp_worker.py"), str(out), str(devices), kind, str(data_dir)]
-    subprocess.run(worker, env=env, check=True, capture_output=True, text=True, timeout=200)
+    ran = subprocess.run(worker, env=env, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
     return [torch.load(out / f"{devices}-{rank}.pt") for rank in range(devices)]
 
 

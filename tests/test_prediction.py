@@ -20,7 +20,7 @@ def test_the_runs_of_a_table():
     found = jobs("barz2018/table1", ["seed=0"])
     assert len(found) == 6
     assert len({prediction.kind(config) for _, config in found}) == 2  # a network each
-    for name, said in (("barz2018/table9", "there is no conf/experiment"), ("barz2018/fig2", "trains nothing")):
+    for name, said in (("barz2018/table9", "did you mean barz2018/table1"), ("barz2018/fig2", "trains nothing")):
         with pytest.raises(Problem, match=said):
             jobs(name, [])
 

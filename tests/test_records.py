@@ -70,7 +70,6 @@ def test_what_changes_the_numbers_changes_the_name(config, key, value):
         ("trainer.sync_batchnorm", True),  # on one device
         ("trainer.check_val_every_n_epoch", 5),
         ("optim.optimizer.fused", False),
-        ("optim.optimizer.lr", 0.5),
         ("trainer.limit_val_batches", 3),
         ("sched.clip", 10),
         ("budget", 1),
@@ -78,6 +77,12 @@ def test_what_changes_the_numbers_changes_the_name(config, key, value):
 )
 def test_what_only_watches_or_places_does_not(config, key, value):
     assert records.run_name(changed(config, key, value)) == records.run_name(config)
+
+
+def test_the_optimisers_own_rate_does_not():
+    """The schedule sets it before every step."""
+    config = composed("train", "optim=li2018_sgd")
+    assert records.run_name(changed(config, "optim.optimizer.lr", 0.5)) == records.run_name(config)
 
 
 def test_growth_stands_in_the_name(config):

@@ -110,6 +110,7 @@ def test_divergence_is_a_result(cli, tmp_path):
         (["arch=resnet10"], "arch=resnet10: there is no such arch; did you mean"),
         (["data=null"], "takes a name, not null"),
         (["sched.lr_maxx=1"], "sched.lr_maxx: no such key"),
+        (["sched=sgd,clr"], "sched=sgd,clr: several values are a sweep; add -m"),
         (["-m", "seed=0,1", "sched=sgdr", "sched.lr_max=0"], "sched.lr_max must be > lr_min, got 0"),
         (["-m", "arch=resnet20,resnet10"], "arch=resnet10: there is no such arch"),
         (["data=imagefolder", "data.root=/nowhere"], "/nowhere"),

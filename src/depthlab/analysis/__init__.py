@@ -153,7 +153,8 @@ def choose(data: ImageData, split: str = "test", images: int | None = None, devi
     n = len(y) if kept is None else len(kept)
     if images is not None:
         if not 1 <= images <= n:
-            raise Problem(f"analysis.images must lie in 1..{n} ({split} images of {data.name}), got {images}")
+            has = f"{split} images of {data.name}; null: all of them"
+            raise Problem(f"analysis.images must lie in 1..{n} ({has}), got {images}")
         some = torch.randperm(n, generator=generator(0, "analysis"))[:images].sort().values
         kept = some if kept is None else kept[some]
     if kept is not None:
