@@ -149,6 +149,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The record, as `result.json` in the run's folder holds it.
     """
+    from torch import distributed
+
     from callbacks.checkpoint import resume_point
     from callbacks.loggers import log_final
     from callbacks.trajectory import check_path
@@ -189,6 +191,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     if trainer.is_global_zero:
         log_final(trainer.loggers, {key: result[key] for key in FINAL if result[key] is not None})
         records.write_json(folder / "result.json", result)
+    if distributed.is_initialized():  # a thread of gloo may else abort the process as it ends (pytorch#179291)
+        distributed.destroy_process_group()
     return result
 
 

@@ -59,3 +59,5 @@ if __name__ == "__main__":
         "test": {k: v.item() for k, v in trainer.callback_metrics.items()},
     }
     torch.save(state, out / f"{devices}-{trainer.global_rank}.pt")
+    if devices > 1:
+        torch.distributed.destroy_process_group()  # as train.py

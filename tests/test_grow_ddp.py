@@ -77,6 +77,7 @@ def main(folder: Path) -> None:
     result["resumed"] = fit(folder / "c", network(1), 2, ckpt=folder / "c" / "last.ckpt", **CLIPPED)
     if RANK == 0:
         (folder / "result.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()  # as train.py
 
 
 @pytest.fixture(scope="module")
