@@ -83,10 +83,7 @@ def wandb_run(config: dict[str, Any], name: str, folder: Path) -> WandbLogger:
 
 
 def log_final(loggers: list[Logger], numbers: dict[str, float]) -> None:
-    """The run's final numbers: W&B's summary, TensorBoard's last values."""
+    """The run's final numbers for W&B's summary; TensorBoard has them as test/... and train_clean/..."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(numbers)
-        else:
-            logger.log_metrics(numbers)
-            logger.finalize("success")  # else a process that ends now takes them along

@@ -74,9 +74,10 @@ class RunProgress(ProgressBar):
         if (now := time.monotonic()) - self.redrawn >= self.seconds:
             rate = self.images / (now - self.redrawn)
             self.redrawn, self.images = now, 0
-            self.redraw(trainer, pl_module, rate)
+            self.describe(trainer, pl_module, rate)
+            self.bar.refresh()
 
-    def redraw(self, trainer: Trainer, pl_module: LightningModule, rate: float) -> None:
+    def describe(self, trainer: Trainer, pl_module: LightningModule, rate: float) -> None:
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
         if depth := getattr(getattr(pl_module, "net", None), "depth", None):
             parts.append(f"depth {depth}")
@@ -85,7 +86,6 @@ class RunProgress(ProgressBar):
             parts.append(f"loss {loss:.3f} error {error:.1f}%")
         parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2g} {rate:.0f} img/s")
         self.bar.bar_format = BAR.format(" ".join(parts))
-        self.bar.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is None or self.bar.disable:
@@ -98,6 +98,7 @@ class RunProgress(ProgressBar):
         rate = self.epoch_images / max(time.monotonic() - self.epoch_began, 1e-9)
         self.bar.clear()
         print(f"{line}  {rate:.0f} img/s", file=sys.stderr)
+        self.describe(trainer, pl_module, rate)  # of the last epoch the bar is left standing
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:

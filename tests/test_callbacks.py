@@ -4,6 +4,7 @@ import errno
 import io
 import math
 import os
+import re
 
 import pytest
 import torch
@@ -136,3 +137,13 @@ def test_progress(monkeypatch):
     text = screen.getvalue()
     for part in ("[3/18] net-sgd", "epoch 1/2 loss", "epoch 2/2 loss", "error", "lr 0.1", "img/s", "val/error", "100%"):
         assert part in text
+
+
+def test_the_bar_that_is_left(monkeypatch):
+    """Of the last epoch, however seldom the bar is redrawn."""
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    data = batches()
+    fit = trainer(max_epochs=2, callbacks=[RunProgress("net", seconds=1e9)], enable_progress_bar=True)
+    fit.fit(Classifier(nn.Linear(5, 3), SGD), data, data)
+    assert re.search(r"epoch 2/2 loss \S+ error", screen.getvalue().splitlines()[-1])

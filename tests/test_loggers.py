@@ -40,7 +40,8 @@ def test_tensorboard(cli, tmp_path):
         "print(json.dumps(events.Tags()['scalars']))"
     )
     tags = json.loads(subprocess.check_output([sys.executable, "-c", script, str(run)], text=True).splitlines()[-1])
-    assert {"train/loss", "val/error", "test_error", "lr"} <= set(tags)
+    assert {"train/loss", "val/error", "test/error", "train_clean/loss", "lr"} <= set(tags)
+    assert not any(tag.replace("/", "_") in tags for tag in tags if "/" in tag)
 
 
 def test_key(monkeypatch, tmp_path):

@@ -98,7 +98,7 @@ class Classifier(LightningModule):
         if self.trainer.is_last_batch:
             loss, wrong, n = self.trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
             metrics = {"train/loss": loss / n, "train/error": 100 * wrong / n}
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, prog_bar=True)
 
     # ---- evaluation: exact over any number of devices
 

@@ -122,6 +122,14 @@ def without_runs(asked, folder):
     return html.write_page(views, [], [], folder / "index.html")
 
 
+def test_no_section_of_verdicts_without_a_claim(tmp_path):
+    conf = ROOT / "conf/experiment"
+    for id, there in (("barz2018/table1", True), ("demo", False)):
+        page = without_runs([load_experiment(conf / f"{id}.yaml", id)], tmp_path)
+        assert ('id="verdicts"' in page.read_text()) is there
+        assert ('href="#verdicts"' in page.read_text()) is there
+
+
 def test_every_experiment_has_its_section(tmp_path):
     """Without any run: what computes apart, each says that it was not run and what tells the cost."""
     conf = ROOT / "conf/experiment"

@@ -103,6 +103,7 @@ def figure(results: Mapping[str, Result]) -> Any:
         for (name, result), colour in zip(results.items(), COLOURS * len(results)):
             axis.plot(result.arrays["layer"][:-1], result.arrays[kind][:-1], "o-", ms=3, lw=1, color=colour, label=name)
         axis.set(xlabel=r"layer $\ell$", title=title, ylim=(-0.02, 1.02))
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25, lw=0.6)
     axes[0].set_ylabel(r"$\sigma^{(\ell)}$")
     axes[0].legend(frameon=False, fontsize=8)

@@ -213,5 +213,5 @@ def figure(results: Mapping[str, Result]) -> Any:
             axis.axhline(whole, color="0.4", lw=0.8, ls="--", label="whole network")
             axis.set_ylim(bottom=0)
         one.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-        many.legend(frameon=False, fontsize=8)
+        many.legend(frameon=False, fontsize=8, loc="lower right")  # the error rises towards it
     return drawing
