@@ -39,6 +39,13 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def import_seconds() -> float:
+    """Processor time to import torch in a new process: what is quick on this machine."""
+    say = [sys.executable, "-c", "import time, torch; print(time.process_time())"]
+    return float(subprocess.check_output(say, text=True))
+
+
 @pytest.fixture
 def start(data_dir, tmp_path):
     """start(*arguments, env={}) -> Popen of `python src/train.py` with runs in tmp_path/runs."""

@@ -22,10 +22,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_no_import_that_a_run_does_not_need(data_dir, tmp_path):
+def test_no_import_that_a_run_does_not_need(data_dir, tmp_path, import_seconds):
     line = [*TINY, "budget=0.006", f"data_dir={data_dir}", f"runs_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", RUN, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "test error" in done.stdout, done.stderr
     assert re.search(r"^HEAVY(.*)$", done.stdout, re.M)[1].split() == []
-    # the whole of it, on a machine that others use; on two quiet cores the first step is to come within 6 s
-    assert float(re.search(r"^SECONDS (.*)$", done.stdout, re.M)[1]) < 10
+    # the whole of it: 2.3 times on a slow Xeon; on two quiet cores the first step is to come within 6 s
+    assert float(re.search(r"^SECONDS (.*)$", done.stdout, re.M)[1]) < 4 * import_seconds

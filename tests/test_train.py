@@ -169,9 +169,9 @@ def test_compiled_trains_the_same(cli, tmp_path):
     assert compiled["curves"]["train_loss"] == pytest.approx(plain["curves"]["train_loss"], rel=1e-3)
 
 
-def test_help_is_quick(cli):
-    began = time.process_time(), os.times().children_user
+def test_help_is_quick(cli, import_seconds):
+    began = os.times().children_user
     code, output = cli("--help")
     assert code == 0
     assert "arch" in output
-    assert os.times().children_user - began[1] < 3  # seconds of processor time: no torch in it
+    assert os.times().children_user - began < import_seconds  # no torch in it
