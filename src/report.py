@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
     parser.add_argument("--format", metavar="html,md,csv", help="what to write; default: all that can be")
     parser.add_argument("--missing", action="store_true", help="write nothing; print what is still to be run")
-    parser.add_argument("--ran", action="store_true", help="write the files of experiments with results only")
+    parser.add_argument("--ran", action="store_true", help="write nothing of what has no results, or lacks its images")
     parser.add_argument("--verdicts", nargs="+", type=Path, default=[], metavar="FILE",
                         help="Markdown files in which the tables of verdicts are to be renewed")  # fmt: skip
     args = parser.parse_args(argv)
@@ -111,7 +111,8 @@ def report_one(
     page = (
         make() if experiment.runs else kept(out / f".kept/{experiment.id}.pickle", recipes.key + images_at_hand(), make)
     )
-    formats = [] if ran and experiment.runs and not page.records else formats
+    if ran and (page.lacking or (experiment.runs and not page.records)):
+        formats = []
     for row in {id(row): row for verdict in page.verdicts for row in verdict.missing}.values() if formats else ():
         page.set_cost(row, recipes.cost(experiment, row.cell).get("flops"))
     text, files = write(page, out, formats)

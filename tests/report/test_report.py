@@ -470,3 +470,11 @@ def test_a_folder_of_runs_is_no_experiment(tmp_path):
     )
     (tmp_path / "demo").mkdir()
     assert run("barz2018/fig2", "--runs", "demo", cwd=tmp_path).returncode == 0
+
+
+def test_what_lacks_its_images_is_left_as_it_was(tmp_path):
+    """`make results` where CIFAR-10 is not."""
+    for asked, written in ((["--ran"], []), ([], ["untrained.weights.csv"])):
+        done = run("yu2019/untrained", "--runs", ".", "--out", "out", "--format", "csv", *asked, cwd=tmp_path)
+        assert "No CIFAR-10 in data_dir: sigma and cushions not computed" in done.stdout, done.stderr
+        assert [path.name for path in tmp_path.glob("out/yu2019/*")] == written

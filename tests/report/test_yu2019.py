@@ -153,7 +153,7 @@ def test_before_training(tmp_path, monkeypatch):
         kept = [key for key in table.rows[0] if not key.startswith("train_loss")]
         ours = [{key: "" if row[key] is None else str(row[key]) for key in kept} for row in table.rows]
         assert ours == [{key: row[key] for key in kept} for row in committed]
-    assert drawn.lines == ["No CIFAR-10 in data_dir: L not computed."]
+    assert drawn.lacking == "No CIFAR-10 in data_dir: L not computed."
 
 
 def test_parting():

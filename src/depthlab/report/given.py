@@ -55,12 +55,14 @@ class Table(NamedTuple):
 class Drawn:
     """`figures` and `tables` by name, "" for the first: `<experiment>.png`, `<experiment>.<name>.png` and so on.
 
-    The CSV of an experiment with runs is that of its cells: there a table needs a name. `lines` are printed below.
+    The CSV of an experiment with runs is that of its cells: there a table needs a name. `lines` are printed below, and
+    `lacking`: what could not be computed here, for want of images.
     """
 
     figures: dict[str, Figure] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    lacking: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Page:
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
+    lacking: str = ""  # what could not be computed here
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -123,7 +124,8 @@ def gather(
             own.append(Section(title, found.header, found.lines))
             csvs[name] += [about | row for row in found.rows]
         own = own or [Section()]
-        own[-1].lines.extend(drawn.lines)
+        own[-1].lines.extend([*drawn.lines, drawn.lacking] if drawn.lacking else drawn.lines)
+        page.lacking = page.lacking or drawn.lacking
         further = slug(block) if page.figures else ""
         for name, figure in drawn.figures.items():
             end = "".join(f".{part}" for part in (name, further) if part)

@@ -135,7 +135,7 @@ def overview(page: Page) -> str:
         block.count + (f" ({budget(block)})" if block.marks else "")
         for block in page.blocks if block.own_data and block.records
     ]  # fmt: skip
-    state = "; ".join(runs) or (NOT_RUN if page.experiment.runs else "computed")
+    state = "; ".join(runs) or page.lacking.rstrip(".") or (NOT_RUN if page.experiment.runs else "computed")
     verdicts = [f"{v['id']} {v['verdict']}{' ' * bool(v['marks'])}{v['marks']}" for v in judged(page)]
     return f"{page.experiment.id:24} {'. '.join([state, ', '.join(verdicts)]) if verdicts else state}"
 

@@ -59,12 +59,10 @@ def initial(given: Given, seeds: int = 8, images: int = 1000, train: bool = True
             ])  # fmt: skip
     header = ["network", "depth", "paper: penalty", f"ours, {seeds} seeds", "expected", "paper: L", "ours: L"]
     said = [f"L on {images} training images, standardised, not augmented."] if batches else []
-    if not batches:
-        said = ["No CIFAR-10 in data_dir: L not computed."]
     tables = {"": Table("Before training", header, lines, rows), "parameters": parameters(given)}
     if train:
         tables["parting"] = partings()
-    return Drawn(tables=tables, lines=said)
+    return Drawn(tables=tables, lines=said, lacking="" if batches else "No CIFAR-10 in data_dir: L not computed.")
 
 
 def drawn(given: Given, config: dict[str, Any], seed: int) -> torch.nn.Module:

@@ -35,7 +35,7 @@ def untrained(given: Given, seeds: int = 3, images: int = 64) -> Drawn:
     batches = chosen(given, images)
     out = Drawn({}, {"weights": masses(given, seeds)})
     if batches is None:
-        out.lines.append("No CIFAR-10 in data_dir: sigma and cushions not computed.")
+        out.lacking = "No CIFAR-10 in data_dir: sigma and cushions not computed."
         return out
     flows = {arch: each(given, arch, seeds, lambda net: flow(net, batches)) for arch in (*SIMPLE, *FULL)}
     out.figures[""], out.tables["flow"] = figure(given, flows), layers(given, flows)
