@@ -1,7 +1,7 @@
 """One bar for the whole run: epoch, loss, error, learning rate, images/s and the time left; and a line per epoch.
 
 In a sweep the launcher says which job of how many this is (environment variable DEPTHLAB_JOB, "3/18").
-The loss is read from the device only when the bar is redrawn.
+The loss is read from the device only when the bar is redrawn, and at the end of an epoch.
 """
 
 import os
